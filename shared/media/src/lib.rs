@@ -1,0 +1,6 @@
+//! Media without I/O: access units, codec inspection, demuxing, muxing, cutting, playlists.
+//!
+//! Pure: no tokio, socket, file, clock, random source or process. Bytes come in as arguments, decisions
+//! go out as values.
+
+pub mod access_unit;
