@@ -1,1 +1,14 @@
+//! Whole programs under test: a hub and edge-nodes as processes, a line between them that can be cut,
+//! real players, HTTP as a viewer speaks it.
+//!
+//! Nothing of the product's crates is linked here: what a test sees is what a user sees.
 
+mod http;
+mod line;
+mod player;
+mod programs;
+
+pub use http::{Response, get, get_with, playlist};
+pub use line::Line;
+pub use player::{Frame, audio_packets, decode_errors, fixture, frames, tool};
+pub use programs::{Edge, Hub, Push, program, wait_for};

@@ -1,0 +1,332 @@
+//! Hub and edge-node as processes with their data directories, ports and logs.
+
+use std::{
+    fs::{self, File},
+    net::{SocketAddr, TcpListener, UdpSocket},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::http;
+
+/// The path of a program of this workspace, built beside this test.
+pub fn program(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().unwrap_or_default();
+    let path = exe.parent().and_then(Path::parent).map(|dir| dir.join(name)).unwrap_or_default();
+    assert!(path.exists(), "{} is not built: run cargo build --workspace first", path.display());
+    path
+}
+
+/// Asks until it is so, or says what was waited for.
+pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = ask() {
+            return Ok(found);
+        }
+        ensure!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A port that nobody listens on now, for TCP and UDP.
+fn free_port() -> Result<u16> {
+    for _ in 0..100 {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port")
+}
+
+/// A hub with its directory; it keeps its ports across restarts.
+pub struct Hub {
+    dir: PathBuf,
+    link: u16,
+    http: u16,
+    admin: u16,
+    child: Option<Child>,
+}
+
+impl Hub {
+    /// Starts a hub in `dir` and waits until it is ready.
+    pub fn start(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let mut hub =
+            Self { dir: dir.to_owned(), link: free_port()?, http: free_port()?, admin: free_port()?, child: None };
+        hub.up()?;
+        Ok(hub)
+    }
+
+    /// Starts the program again after `kill` or `stop`.
+    pub fn up(&mut self) -> Result<()> {
+        let log = append(&self.dir.join("log"))?;
+        let mut command = Command::new(program("hub"));
+        command
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(&self.dir)
+            .args(["--link", &format!("127.0.0.1:{}", self.link)])
+            .args(["--http", &format!("127.0.0.1:{}", self.http)])
+            .args(["--admin", &format!("127.0.0.1:{}", self.admin)])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let child = command.spawn().context("hub serve")?;
+        self.child = Some(child);
+        let url = self.url("/readyz");
+        wait_for("the hub to be ready", Duration::from_secs(20), || {
+            http::get(&url).ok().filter(|answer| answer.status == 200)
+        })
+        .with_context(|| self.log())?;
+        Ok(())
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM; the exit status.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        let child = self.child.take().context("the hub is not running")?;
+        terminate(child)
+    }
+
+    /// Memory in use now, in bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        resident_bytes(self.child.as_ref().context("the hub is not running")?.id())
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.http)
+    }
+
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.admin)
+    }
+
+    pub fn link_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.link))
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `hub ARGS --data-dir DIR`: its standard output, or its error text as the error.
+    pub fn command(&self, args: &[&str]) -> Result<String> {
+        let out = Command::new(program("hub"))
+            .args(args)
+            .arg("--data-dir")
+            .arg(&self.dir)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(out.status.success(), "hub {args:?}: {}: {}", out.status, String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8(out.stdout)?)
+    }
+
+    /// The URL with which a device enrols over `address` (the hub itself or a line to it).
+    pub fn enrolment(&self, name: &str, address: SocketAddr) -> Result<String> {
+        let out = self.command(&["enroll", name, "--address", &address.to_string()])?;
+        Ok(out.trim().to_owned())
+    }
+
+    /// All that the hub logged, for a failing test's message.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- hub log\n{}", tail(&self.log()));
+        }
+        let _ = self.kill();
+    }
+}
+
+/// An edge-node's directory, enrolled.
+pub struct Edge {
+    dir: PathBuf,
+}
+
+impl Edge {
+    /// Enrols `name` with the hub, straight.
+    pub fn enrol(dir: &Path, hub: &Hub, name: &str) -> Result<Self> {
+        Self::enrol_over(dir, hub, name, hub.link_address())
+    }
+
+    /// Enrols over another address than the hub's own, such as a [`crate::Line`]'s.
+    pub fn enrol_over(dir: &Path, hub: &Hub, name: &str, address: SocketAddr) -> Result<Self> {
+        let edge = Self { dir: dir.to_owned() };
+        let url = hub.enrolment(name, address)?;
+        let out = edge.command(&["enroll", &url])?;
+        ensure!(out.0.success(), "enroll: {}\n{}", out.1, hub.log());
+        Ok(edge)
+    }
+
+    /// A directory that was never enrolled.
+    pub fn unknown(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Runs `edge-node ARGS --data-dir DIR` to its end: status and all that it printed.
+    pub fn command(&self, args: &[&str]) -> Result<(ExitStatus, String)> {
+        let out = Command::new(program("edge-node"))
+            .args(args.iter().take(1))
+            .arg("--data-dir")
+            .arg(&self.dir)
+            .args(args.iter().skip(1))
+            .stdin(Stdio::null())
+            .output()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        Ok((out.status, text))
+    }
+
+    /// Starts `edge-node push ARGS`, its standard input from `stdin`.
+    pub fn push(&self, args: &[&str], stdin: Stdio) -> Result<Push> {
+        fs::create_dir_all(&self.dir)?;
+        let log = append(&self.dir.join("log"))?;
+        let child = Command::new(program("edge-node"))
+            .arg("push")
+            .arg("--data-dir")
+            .arg(&self.dir)
+            .args(args)
+            .stdin(stdin)
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("edge-node push")?;
+        Ok(Push { child: Some(child), dir: self.dir.clone() })
+    }
+
+    /// Starts `edge-node run ARGS`.
+    pub fn run(&self, args: &[&str]) -> Result<Push> {
+        let log = append(&self.dir.join("log"))?;
+        let child = Command::new(program("edge-node"))
+            .arg("run")
+            .arg("--data-dir")
+            .arg(&self.dir)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("edge-node run")?;
+        Ok(Push { child: Some(child), dir: self.dir.clone() })
+    }
+
+    /// BLAKE3 of every closed segment of a stream on this disk, by number.
+    pub fn segments(&self, stream: &str) -> Result<Vec<(u64, String)>> {
+        let mut found = Vec::new();
+        let root = self.dir.join("segments").join(stream);
+        for folder in fs::read_dir(&root).with_context(|| format!("{}", root.display()))? {
+            let folder = folder?.path();
+            if !folder.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(&folder)? {
+                let path = file?.path();
+                if path.extension().is_some_and(|e| e == "ts") {
+                    let number = path.file_stem().and_then(|s| s.to_str()).context("name")?.parse()?;
+                    found.push((number, blake3::hash(&fs::read(&path)?).to_string()));
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+/// A running `edge-node push` (or `run`).
+pub struct Push {
+    child: Option<Child>,
+    dir: PathBuf,
+}
+
+impl Push {
+    /// Waits for its own end.
+    pub fn wait(mut self, limit: Duration) -> Result<ExitStatus> {
+        let mut child = self.child.take().context("ended already")?;
+        let ended = wait_for("edge-node push to end", limit, || child.try_wait().ok().flatten());
+        if ended.is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        ended.with_context(|| self.log())
+    }
+
+    pub fn kill(mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM; the exit status.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        terminate(self.child.take().context("ended already")?)
+    }
+
+    pub fn resident_bytes(&self) -> Result<u64> {
+        resident_bytes(self.child.as_ref().context("ended already")?.id())
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Push {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            if thread::panicking() {
+                eprintln!("--- edge log\n{}", tail(&self.log()));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn append(path: &Path) -> Result<File> {
+    File::options().create(true).append(true).open(path).with_context(|| format!("{}", path.display()))
+}
+
+fn terminate(mut child: Child) -> Result<ExitStatus> {
+    ensure!(Command::new("kill").arg(child.id().to_string()).status()?.success(), "kill");
+    let ended =
+        wait_for("a clean end after SIGTERM", Duration::from_secs(30), || child.try_wait().ok().flatten());
+    if ended.is_err() {
+        let _ = child.kill();
+    }
+    ended
+}
+
+fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:")).context("VmHWM")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("value")?.parse()?;
+    Ok(kib * 1024)
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
