@@ -3,6 +3,7 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Downloads and generated clips that may be kept from run to run.
+# shellcheck disable=SC2034 # read by those who source this
 CACHE=${PENSTOCK_CACHE:-$ROOT/.cache}
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
