@@ -15,7 +15,10 @@ pub struct Response {
 
 impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.as_str())
     }
 
     pub fn text(&self) -> String {
@@ -43,17 +46,35 @@ pub fn get_with(url: &str, headers: &[(&str, &str)]) -> Result<Response> {
     let headers = answer
         .headers()
         .iter()
-        .map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+        .map(|(n, v)| {
+            (
+                n.to_string(),
+                String::from_utf8_lossy(v.as_bytes()).into_owned(),
+            )
+        })
         .collect();
     let mut body = Vec::new();
-    answer.body_mut().as_reader().read_to_end(&mut body).with_context(|| format!("body of {url}"))?;
-    Ok(Response { status: answer.status().as_u16(), headers, body })
+    answer
+        .body_mut()
+        .as_reader()
+        .read_to_end(&mut body)
+        .with_context(|| format!("body of {url}"))?;
+    Ok(Response {
+        status: answer.status().as_u16(),
+        headers,
+        body,
+    })
 }
 
 /// A media playlist, parsed by a parser that is not ours to the last byte.
 pub fn playlist(url: &str) -> Result<MediaPlaylist> {
     let answer = get(url)?;
-    anyhow::ensure!(answer.status == 200, "GET {url}: {} {}", answer.status, answer.text());
+    anyhow::ensure!(
+        answer.status == 200,
+        "GET {url}: {} {}",
+        answer.status,
+        answer.text()
+    );
     match m3u8_rs::parse_media_playlist(&answer.body) {
         Ok(([], playlist)) => Ok(playlist),
         Ok((rest, _)) => anyhow::bail!("{url}: unparsed rest {:?}", String::from_utf8_lossy(rest)),

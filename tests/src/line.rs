@@ -32,12 +32,18 @@ impl Line {
             stop: Arc::new(AtomicBool::new(false)),
             forwarded: Arc::new(AtomicU64::new(0)),
         };
-        let (whole, stop, forwarded) = (line.whole.clone(), line.stop.clone(), line.forwarded.clone());
+        let (whole, stop, forwarded) = (
+            line.whole.clone(),
+            line.stop.clone(),
+            line.forwarded.clone(),
+        );
         thread::spawn(move || {
             let backs: Mutex<HashMap<SocketAddr, Arc<UdpSocket>>> = Mutex::new(HashMap::new());
             let mut buffer = [0u8; 2048];
             while !stop.load(Ordering::Relaxed) {
-                let Ok((n, from)) = front.recv_from(&mut buffer) else { continue };
+                let Ok((n, from)) = front.recv_from(&mut buffer) else {
+                    continue;
+                };
                 if !whole.load(Ordering::Relaxed) {
                     continue;
                 }
@@ -45,7 +51,9 @@ impl Line {
                 let back = match backs.get(&from) {
                     Some(back) => back.clone(),
                     None => {
-                        let Ok(back) = open_back(hub, from, &front, &whole, &stop) else { continue };
+                        let Ok(back) = open_back(hub, from, &front, &whole, &stop) else {
+                            continue;
+                        };
                         backs.insert(from, back.clone());
                         back
                     }

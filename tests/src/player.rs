@@ -7,9 +7,14 @@ use anyhow::{Context, Result, ensure};
 /// A clip that `scripts/make-fixtures` made.
 pub fn fixture(name: &str) -> PathBuf {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let cache = std::env::var_os("PENSTOCK_CACHE").map_or_else(|| root.join(".cache"), PathBuf::from);
+    let cache =
+        std::env::var_os("PENSTOCK_CACHE").map_or_else(|| root.join(".cache"), PathBuf::from);
     let path = cache.join("fixtures").join(name);
-    assert!(path.exists(), "{} is missing: run scripts/make-fixtures", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: run scripts/make-fixtures",
+        path.display()
+    );
     path
 }
 
@@ -29,9 +34,19 @@ pub struct Frame {
 
 /// Decodes all pictures of a file or playlist URL with ffmpeg.
 pub fn frames(input: &str) -> Result<Vec<Frame>> {
-    let out = run(tool("ffmpeg").args(["-hide_banner", "-loglevel", "error", "-copyts", "-i", input]).args([
-        "-map", "0:v:0", "-fps_mode", "passthrough", "-enc_time_base", "1:90000", "-f", "framemd5", "-",
-    ]))?;
+    let out = run(tool("ffmpeg")
+        .args(["-hide_banner", "-loglevel", "error", "-copyts", "-i", input])
+        .args([
+            "-map",
+            "0:v:0",
+            "-fps_mode",
+            "passthrough",
+            "-enc_time_base",
+            "1:90000",
+            "-f",
+            "framemd5",
+            "-",
+        ]))?;
     out.lines()
         .filter(|line| !line.starts_with('#'))
         .map(|line| {
@@ -45,20 +60,44 @@ pub fn frames(input: &str) -> Result<Vec<Frame>> {
 
 /// Raw AAC packets in order, by hash, without their containers' framing.
 pub fn audio_packets(input: &str) -> Result<Vec<String>> {
-    let out = run(tool("ffmpeg").args(["-hide_banner", "-loglevel", "error", "-i", input]).args([
-        "-map", "0:a:0", "-c", "copy", "-bsf:a", "aac_adtstoasc", "-f", "framemd5", "-",
-    ]))?;
+    let out = run(tool("ffmpeg")
+        .args(["-hide_banner", "-loglevel", "error", "-i", input])
+        .args([
+            "-map",
+            "0:a:0",
+            "-c",
+            "copy",
+            "-bsf:a",
+            "aac_adtstoasc",
+            "-f",
+            "framemd5",
+            "-",
+        ]))?;
     Ok(out
         .lines()
         .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.split(',').next_back().map(|hash| hash.trim().to_owned()))
+        .filter_map(|line| {
+            line.split(',')
+                .next_back()
+                .map(|hash| hash.trim().to_owned())
+        })
         .collect())
 }
 
 /// What ffmpeg complains about when it decodes everything; empty is good.
 pub fn decode_errors(input: &str) -> Result<String> {
     let out = tool("ffmpeg")
-        .args(["-hide_banner", "-nostats", "-loglevel", "warning", "-i", input, "-f", "null", "-"])
+        .args([
+            "-hide_banner",
+            "-nostats",
+            "-loglevel",
+            "warning",
+            "-i",
+            input,
+            "-f",
+            "null",
+            "-",
+        ])
         .output()
         .context("ffmpeg")?;
     Ok(String::from_utf8_lossy(&out.stderr).into_owned())
@@ -66,7 +105,11 @@ pub fn decode_errors(input: &str) -> Result<String> {
 
 fn run(command: &mut Command) -> Result<String> {
     let out = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    ensure!(
+        out.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     let errors = String::from_utf8_lossy(&out.stderr);
     ensure!(errors.trim().is_empty(), "{command:?} complains: {errors}");
     Ok(String::from_utf8(out.stdout)?)

@@ -16,8 +16,16 @@ use crate::http;
 /// The path of a program of this workspace, built beside this test.
 pub fn program(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
-    let path = exe.parent().and_then(Path::parent).map(|dir| dir.join(name)).unwrap_or_default();
-    assert!(path.exists(), "{} is not built: run cargo build --workspace first", path.display());
+    let path = exe
+        .parent()
+        .and_then(Path::parent)
+        .map(|dir| dir.join(name))
+        .unwrap_or_default();
+    assert!(
+        path.exists(),
+        "{} is not built: run cargo build --workspace first",
+        path.display()
+    );
     path
 }
 
@@ -28,7 +36,10 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<
         if let Some(found) = ask() {
             return Ok(found);
         }
-        ensure!(start.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        ensure!(
+            start.elapsed() < limit,
+            "waited {limit:?} in vain for {what}"
+        );
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -57,8 +68,13 @@ impl Hub {
     /// Starts a hub in `dir` and waits until it is ready.
     pub fn start(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        let mut hub =
-            Self { dir: dir.to_owned(), link: free_port()?, http: free_port()?, admin: free_port()?, child: None };
+        let mut hub = Self {
+            dir: dir.to_owned(),
+            link: free_port()?,
+            http: free_port()?,
+            admin: free_port()?,
+            child: None,
+        };
         hub.up()?;
         Ok(hub)
     }
@@ -131,7 +147,12 @@ impl Hub {
             .arg(&self.dir)
             .stdin(Stdio::null())
             .output()?;
-        ensure!(out.status.success(), "hub {args:?}: {}: {}", out.status, String::from_utf8_lossy(&out.stderr));
+        ensure!(
+            out.status.success(),
+            "hub {args:?}: {}: {}",
+            out.status,
+            String::from_utf8_lossy(&out.stderr)
+        );
         Ok(String::from_utf8(out.stdout)?)
     }
 
@@ -169,7 +190,9 @@ impl Edge {
 
     /// Enrols over another address than the hub's own, such as a [`crate::Line`]'s.
     pub fn enrol_over(dir: &Path, hub: &Hub, name: &str, address: SocketAddr) -> Result<Self> {
-        let edge = Self { dir: dir.to_owned() };
+        let edge = Self {
+            dir: dir.to_owned(),
+        };
         let url = hub.enrolment(name, address)?;
         let out = edge.command(&["enroll", &url])?;
         ensure!(out.0.success(), "enroll: {}\n{}", out.1, hub.log());
@@ -178,7 +201,9 @@ impl Edge {
 
     /// A directory that was never enrolled.
     pub fn unknown(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self {
+            dir: dir.to_owned(),
+        }
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -194,7 +219,8 @@ impl Edge {
             .args(args.iter().skip(1))
             .stdin(Stdio::null())
             .output()?;
-        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned()
+            + &String::from_utf8_lossy(&out.stderr);
         Ok((out.status, text))
     }
 
@@ -212,7 +238,10 @@ impl Edge {
             .stderr(log)
             .spawn()
             .context("edge-node push")?;
-        Ok(Push { child: Some(child), dir: self.dir.clone() })
+        Ok(Push {
+            child: Some(child),
+            dir: self.dir.clone(),
+        })
     }
 
     /// Starts `edge-node run ARGS`.
@@ -228,7 +257,10 @@ impl Edge {
             .stderr(log)
             .spawn()
             .context("edge-node run")?;
-        Ok(Push { child: Some(child), dir: self.dir.clone() })
+        Ok(Push {
+            child: Some(child),
+            dir: self.dir.clone(),
+        })
     }
 
     /// BLAKE3 of every closed segment of a stream on this disk, by number.
@@ -243,7 +275,11 @@ impl Edge {
             for file in fs::read_dir(&folder)? {
                 let path = file?.path();
                 if path.extension().is_some_and(|e| e == "ts") {
-                    let number = path.file_stem().and_then(|s| s.to_str()).context("name")?.parse()?;
+                    let number = path
+                        .file_stem()
+                        .and_then(|s| s.to_str())
+                        .context("name")?
+                        .parse()?;
                     found.push((number, blake3::hash(&fs::read(&path)?).to_string()));
                 }
             }
@@ -263,7 +299,9 @@ impl Push {
     /// Waits for its own end.
     pub fn wait(mut self, limit: Duration) -> Result<ExitStatus> {
         let mut child = self.child.take().context("ended already")?;
-        let ended = wait_for("edge-node push to end", limit, || child.try_wait().ok().flatten());
+        let ended = wait_for("edge-node push to end", limit, || {
+            child.try_wait().ok().flatten()
+        });
         if ended.is_err() {
             let _ = child.kill();
             let _ = child.wait();
@@ -306,13 +344,24 @@ impl Drop for Push {
 }
 
 fn append(path: &Path) -> Result<File> {
-    File::options().create(true).append(true).open(path).with_context(|| format!("{}", path.display()))
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("{}", path.display()))
 }
 
 fn terminate(mut child: Child) -> Result<ExitStatus> {
-    ensure!(Command::new("kill").arg(child.id().to_string()).status()?.success(), "kill");
-    let ended =
-        wait_for("a clean end after SIGTERM", Duration::from_secs(30), || child.try_wait().ok().flatten());
+    ensure!(
+        Command::new("kill")
+            .arg(child.id().to_string())
+            .status()?
+            .success(),
+        "kill"
+    );
+    let ended = wait_for("a clean end after SIGTERM", Duration::from_secs(30), || {
+        child.try_wait().ok().flatten()
+    });
     if ended.is_err() {
         let _ = child.kill();
     }
@@ -321,7 +370,10 @@ fn terminate(mut child: Child) -> Result<ExitStatus> {
 
 fn resident_bytes(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).context("VmHWM")?;
+    let line = status
+        .lines()
+        .find(|l| l.starts_with("VmHWM:"))
+        .context("VmHWM")?;
     let kib: u64 = line.split_whitespace().nth(1).context("value")?.parse()?;
     Ok(kib * 1024)
 }

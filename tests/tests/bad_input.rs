@@ -1,5 +1,8 @@
 //! What bad input gets: a clear word with its place, what was good is kept, nothing dies.
 
+// A test's panic is its verdict.
+#![allow(clippy::indexing_slicing)]
+
 use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -17,12 +20,20 @@ fn site(dir: &std::path::Path) -> Result<(Hub, Edge)> {
 fn files_that_are_no_video_are_refused_with_a_reason() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (hub, edge) = site(dir.path())?;
-    for (name, reason) in [("empty.mp4", "empty"), ("text.mp4", "neither"), ("no-moov.mp4", "moov")] {
+    for (name, reason) in [
+        ("empty.mp4", "empty"),
+        ("text.mp4", "neither"),
+        ("no-moov.mp4", "moov"),
+    ] {
         let file = fixture(name);
-        let (status, text) = edge.command(&["push", "--stream", "bad", file.to_str().context("path")?])?;
+        let (status, text) =
+            edge.command(&["push", "--stream", "bad", file.to_str().context("path")?])?;
         assert_eq!(status.code(), Some(1), "{name}: {text}");
         assert!(text.contains(name), "{name} is not named: {text}");
-        assert!(text.to_lowercase().contains(reason), "{name}: no {reason:?} in: {text}");
+        assert!(
+            text.to_lowercase().contains(reason),
+            "{name}: no {reason:?} in: {text}"
+        );
         assert!(!text.contains("panicked"), "{text}");
     }
     let answer = get(&hub.url("/s/bad/live.m3u8"))?;
@@ -42,9 +53,13 @@ fn what_was_good_in_a_damaged_file_is_kept() -> Result<()> {
     ] {
         let file = fixture(name);
         let stream = name.replace('.', "-");
-        let (status, text) = edge.command(&["push", "--stream", &stream, file.to_str().context("path")?])?;
+        let (status, text) =
+            edge.command(&["push", "--stream", &stream, file.to_str().context("path")?])?;
         assert!(!text.contains("panicked"), "{name}: {text}");
-        assert!(status.code().is_some_and(|code| code <= 1), "{name}: {status}");
+        assert!(
+            status.code().is_some_and(|code| code <= 1),
+            "{name}: {status}"
+        );
         assert!(text.contains(name), "{name} is not named in: {text}");
         if share > 0.0 {
             let whole = frames(fixture(source).to_str().context("path")?)?.len();
@@ -52,12 +67,20 @@ fn what_was_good_in_a_damaged_file_is_kept() -> Result<()> {
             assert!(list.end_list, "{name}");
             let seconds: f32 = list.segments.iter().map(|s| s.duration).sum();
             let rate = if source.contains("2997") { 30.0 } else { 25.0 };
-            assert!(f64::from(seconds) * rate > whole as f64 * share, "{name}: only {seconds} s kept");
+            assert!(
+                f64::from(seconds) * rate > whole as f64 * share,
+                "{name}: only {seconds} s kept"
+            );
         }
     }
     // The hub is as well as before.
     let good = fixture("small.ts");
-    let status = edge.push(&["--stream", "after", good.to_str().context("path")?], Stdio::null())?.wait(LIMIT)?;
+    let status = edge
+        .push(
+            &["--stream", "after", good.to_str().context("path")?],
+            Stdio::null(),
+        )?
+        .wait(LIMIT)?;
     ensure!(status.success(), "{status}");
     Ok(())
 }
@@ -71,9 +94,17 @@ fn names_addresses_and_keys_that_are_wrong_are_refused_with_the_rule() -> Result
     for name in ["../up", "a/b", "Gate", "🎥", ""] {
         let (status, text) = edge.command(&["push", "--stream", name, clip])?;
         assert_eq!(status.code(), Some(2), "{name:?}: {text}");
-        assert!(text.contains("a-z"), "{name:?}: the rule is not told: {text}");
+        assert!(
+            text.contains("a-z"),
+            "{name:?}: the rule is not told: {text}"
+        );
     }
-    let (status, text) = edge.command(&["push", "--stream", "cam", "rtsp://user:secret@10.0.0.9/main"])?;
+    let (status, text) = edge.command(&[
+        "push",
+        "--stream",
+        "cam",
+        "rtsp://user:secret@10.0.0.9/main",
+    ])?;
     assert!(!status.success());
     assert!(text.contains("rtsp") && !text.contains("secret"), "{text}");
 
@@ -115,7 +146,10 @@ fn names_addresses_and_keys_that_are_wrong_are_refused_with_the_rule() -> Result
     let wrong = format!("{address}/{}#{token}", key.into_iter().collect::<String>());
     let (status, text) = Edge::unknown(&dir.path().join("third")).command(&["enroll", &wrong])?;
     assert_eq!(status.code(), Some(1), "{text}");
-    assert!(text.contains("unreachable, UDP blocked, or its key is not the one enrolled"), "{text}");
+    assert!(
+        text.contains("unreachable, UDP blocked, or its key is not the one enrolled"),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -128,7 +162,9 @@ fn garbage_on_the_wire_changes_nothing_but_a_counter() -> Result<()> {
     for i in 0..5_000usize {
         let mut datagram = vec![0u8; i % 1_500];
         for byte in &mut datagram {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             *byte = (state >> 56) as u8;
         }
         if let Some(first) = datagram.first_mut() {
@@ -137,7 +173,12 @@ fn garbage_on_the_wire_changes_nothing_but_a_counter() -> Result<()> {
         let _ = socket.send_to(&datagram, hub.link_address());
     }
     let clip = fixture("small.ts");
-    let status = edge.push(&["--stream", "calm", clip.to_str().context("path")?], Stdio::null())?.wait(LIMIT)?;
+    let status = edge
+        .push(
+            &["--stream", "calm", clip.to_str().context("path")?],
+            Stdio::null(),
+        )?
+        .wait(LIMIT)?;
     ensure!(status.success(), "{status}");
     let metrics = get(&hub.admin_url("/metrics"))?.text();
     let bad: f64 = metrics

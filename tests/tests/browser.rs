@@ -1,5 +1,8 @@
 //! The page in headless Chromium: a click plays a live stream and a recording.
 
+// A test's panic is its verdict.
+#![allow(clippy::indexing_slicing)]
+
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -7,17 +10,33 @@ use system_tests::{Edge, Hub, fixture, playlist, tool, wait_for};
 
 fn play(page: &str, stream: &str, mode: &str, seconds: u32) -> Result<serde_json::Value> {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("browser/play.mjs");
-    let out = tool("node").arg(script).args([page, stream, mode, &seconds.to_string()]).output().context("node")?;
-    ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let out = tool("node")
+        .arg(script)
+        .args([page, stream, mode, &seconds.to_string()])
+        .output()
+        .context("node")?;
+    ensure!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     let seen: serde_json::Value = serde_json::from_slice(&out.stdout)?;
     println!("{mode}: {seen}");
-    ensure!(seen["errors"].as_array().is_some_and(Vec::is_empty), "{seen}");
-    ensure!(seen["after"]["fatal"].is_null() && seen["after"]["error"].is_null(), "{seen}");
+    ensure!(
+        seen["errors"].as_array().is_some_and(Vec::is_empty),
+        "{seen}"
+    );
+    ensure!(
+        seen["after"]["fatal"].is_null() && seen["after"]["error"].is_null(),
+        "{seen}"
+    );
     Ok(seen)
 }
 
 fn number(seen: &serde_json::Value, when: &str, what: &str) -> Result<f64> {
-    seen[when][what].as_f64().with_context(|| format!("no {what} {when}: {seen}"))
+    seen[when][what]
+        .as_f64()
+        .with_context(|| format!("no {what} {when}: {seen}"))
 }
 
 #[test]
@@ -27,13 +46,26 @@ fn chromium_plays_live_and_recorded_streams() -> Result<()> {
     let edge = Edge::enrol(&dir.path().join("edge"), &hub, "pole-7")?;
     let recorded = fixture("h264-2997-bframes.mp4");
     let args = ["--stream", "recorded", recorded.to_str().context("path")?];
-    ensure!(edge.push(&args, Stdio::null())?.wait(Duration::from_secs(60))?.success());
+    ensure!(
+        edge.push(&args, Stdio::null())?
+            .wait(Duration::from_secs(60))?
+            .success()
+    );
 
     let live = fixture("live.ts");
-    let args = ["--stream", "live", "--realtime", "--http", "127.0.0.1:0", live.to_str().context("path")?];
+    let args = [
+        "--stream",
+        "live",
+        "--realtime",
+        "--http",
+        "127.0.0.1:0",
+        live.to_str().context("path")?,
+    ];
     let push = edge.push(&args, Stdio::null())?;
     let url = hub.url("/s/live/live.m3u8");
-    wait_for("four live segments", Duration::from_secs(30), || playlist(&url).ok().filter(|l| l.segments.len() >= 4))?;
+    wait_for("four live segments", Duration::from_secs(30), || {
+        playlist(&url).ok().filter(|l| l.segments.len() >= 4)
+    })?;
 
     let seen = play(&hub.url("/"), "live", "live", 6)?;
     let advanced = number(&seen, "after", "time")? - number(&seen, "before", "time")?;
@@ -42,7 +74,10 @@ fn chromium_plays_live_and_recorded_streams() -> Result<()> {
     ensure!(pictures > 60.0, "{pictures} pictures in 6 s: {seen}");
     let latency = number(&seen, "after", "latency")?;
     let target = number(&seen, "after", "target")?;
-    ensure!(latency <= 3.0 * target + 1.0, "{latency} s behind at a target of {target} s");
+    ensure!(
+        latency <= 3.0 * target + 1.0,
+        "{latency} s behind at a target of {target} s"
+    );
 
     let seen = play(&hub.url("/"), "recorded", "recording", 4)?;
     let advanced = number(&seen, "after", "time")? - number(&seen, "before", "time")?;
@@ -52,8 +87,13 @@ fn chromium_plays_live_and_recorded_streams() -> Result<()> {
 
     // The edge's own page plays the same.
     let log = push.log();
-    let at = log.rfind("http://127.0.0.1:").context("the edge's address in its log")?;
-    let page = log[at..].split(|c: char| c.is_whitespace() || c == '"').next().context("url")?;
+    let at = log
+        .rfind("http://127.0.0.1:")
+        .context("the edge's address in its log")?;
+    let page = log[at..]
+        .split(|c: char| c.is_whitespace() || c == '"')
+        .next()
+        .context("url")?;
     let seen = play(page, "live", "live", 4)?;
     let pictures = number(&seen, "after", "frames")? - number(&seen, "before", "frames")?;
     ensure!(pictures > 40.0, "{pictures} pictures in 4 s: {seen}");

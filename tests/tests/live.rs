@@ -1,5 +1,8 @@
 //! Live streams from standard input: soon at the hub, whole after kills and cuts.
 
+// A test's panic is its verdict.
+#![allow(clippy::indexing_slicing)]
+
 use std::{
     collections::HashMap,
     path::Path,
@@ -18,9 +21,26 @@ use system_tests::{Edge, Hub, Line, Push, fixture, get, playlist, wait_for};
 /// ffmpeg that plays a clip at its own pace as MPEG-TS on its standard output.
 fn camera(clip: &Path, seconds: u32) -> Result<(Child, Stdio)> {
     let mut ffmpeg = Command::new("ffmpeg")
-        .args(["-hide_banner", "-loglevel", "error", "-nostdin", "-re", "-i"])
+        .args([
+            "-hide_banner",
+            "-loglevel",
+            "error",
+            "-nostdin",
+            "-re",
+            "-i",
+        ])
         .arg(clip)
-        .args(["-t", &seconds.to_string(), "-c", "copy", "-f", "mpegts", "-flush_packets", "1", "-"])
+        .args([
+            "-t",
+            &seconds.to_string(),
+            "-c",
+            "copy",
+            "-f",
+            "mpegts",
+            "-flush_packets",
+            "1",
+            "-",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -30,8 +50,13 @@ fn camera(clip: &Path, seconds: u32) -> Result<(Child, Stdio)> {
 }
 
 fn numbers(url: &str) -> Vec<u64> {
-    let Ok(list) = playlist(url) else { return Vec::new() };
-    list.segments.iter().filter_map(|s| s.uri.strip_suffix(".ts")?.parse().ok()).collect()
+    let Ok(list) = playlist(url) else {
+        return Vec::new();
+    };
+    list.segments
+        .iter()
+        .filter_map(|s| s.uri.strip_suffix(".ts")?.parse().ok())
+        .collect()
 }
 
 /// Watches a list every few milliseconds: when each segment was first seen.
@@ -52,8 +77,15 @@ fn assert_all_at_hub(edge: &Edge, hub: &Hub, stream: &str) -> Result<usize> {
     let here = edge.segments(stream)?;
     for (number, hash) in &here {
         let got = get(&hub.url(&format!("/s/{stream}/{number}.ts")))?;
-        ensure!(got.status == 200, "segment {number} is not at the hub: {}", got.text());
-        ensure!(blake3::hash(&got.body).to_string() == *hash, "segment {number} differs");
+        ensure!(
+            got.status == 200,
+            "segment {number} is not at the hub: {}",
+            got.text()
+        );
+        ensure!(
+            blake3::hash(&got.body).to_string() == *hash,
+            "segment {number} differs"
+        );
     }
     Ok(here.len())
 }
@@ -66,11 +98,21 @@ fn a_live_stream_is_listed_at_the_hub_as_soon_as_it_is_cut() -> Result<()> {
     let (mut ffmpeg, stdin) = camera(&fixture("live.ts"), 24)?;
     let push = edge.push(&["--stream", "cam", "--http", "127.0.0.1:0", "-"], stdin)?;
     // The edge prints where it listens.
-    let edge_url = wait_for("the edge's address in its log", Duration::from_secs(10), || {
-        let log = push.log();
-        let at = log.find("http://127.0.0.1:")?;
-        Some(log[at..].split(|c: char| c.is_whitespace() || c == '"').next()?.trim_end_matches('/').to_owned())
-    })?;
+    let edge_url = wait_for(
+        "the edge's address in its log",
+        Duration::from_secs(10),
+        || {
+            let log = push.log();
+            let at = log.find("http://127.0.0.1:")?;
+            Some(
+                log[at..]
+                    .split(|c: char| c.is_whitespace() || c == '"')
+                    .next()?
+                    .trim_end_matches('/')
+                    .to_owned(),
+            )
+        },
+    )?;
     let stop = Arc::new(AtomicBool::new(false));
     let at_edge = watch(format!("{edge_url}/s/cam/live.m3u8"), stop.clone());
     let at_hub = watch(hub.url("/s/cam/live.m3u8"), stop.clone());
@@ -78,8 +120,16 @@ fn a_live_stream_is_listed_at_the_hub_as_soon_as_it_is_cut() -> Result<()> {
     ffmpeg.wait()?;
     ensure!(status.success(), "{status}");
     stop.store(true, Ordering::Relaxed);
-    let (at_edge, at_hub) = (at_edge.join().unwrap_or_default(), at_hub.join().unwrap_or_default());
-    assert!(at_edge.len() >= 10 && at_hub.len() >= at_edge.len(), "{} and {}", at_edge.len(), at_hub.len());
+    let (at_edge, at_hub) = (
+        at_edge.join().unwrap_or_default(),
+        at_hub.join().unwrap_or_default(),
+    );
+    assert!(
+        at_edge.len() >= 10 && at_hub.len() >= at_edge.len(),
+        "{} and {}",
+        at_edge.len(),
+        at_hub.len()
+    );
     let mut late: Vec<u128> = at_edge
         .iter()
         .filter_map(|(n, t)| Some(at_hub.get(n)?.saturating_duration_since(*t).as_millis()))
@@ -104,7 +154,12 @@ struct ListRules {
 
 impl ListRules {
     fn new() -> Self {
-        Self { sequence: 0, discontinuities: 0, known: HashMap::new(), target: None }
+        Self {
+            sequence: 0,
+            discontinuities: 0,
+            known: HashMap::new(),
+            target: None,
+        }
     }
 
     fn check(&mut self, url: &str) -> Result<()> {
@@ -113,16 +168,35 @@ impl ListRules {
             return Ok(());
         }
         let list = playlist(url)?;
-        ensure!(list.media_sequence >= self.sequence, "{} after {}", list.media_sequence, self.sequence);
-        ensure!(list.discontinuity_sequence >= self.discontinuities, "discontinuity sequence went back");
+        ensure!(
+            list.media_sequence >= self.sequence,
+            "{} after {}",
+            list.media_sequence,
+            self.sequence
+        );
+        ensure!(
+            list.discontinuity_sequence >= self.discontinuities,
+            "discontinuity sequence went back"
+        );
         let target = *self.target.get_or_insert(list.target_duration);
         ensure!(target == list.target_duration, "target duration changed");
         (self.sequence, self.discontinuities) = (list.media_sequence, list.discontinuity_sequence);
         for (i, segment) in list.segments.iter().enumerate() {
-            ensure!(segment.duration.round() as u64 <= target, "{} s over {target}", segment.duration);
+            ensure!(
+                segment.duration.round() as u64 <= target,
+                "{} s over {target}",
+                segment.duration
+            );
             let sequence = list.media_sequence + i as u64;
-            let known = self.known.entry(sequence).or_insert_with(|| segment.uri.clone());
-            ensure!(*known == segment.uri, "number {sequence} was {known}, is {}", segment.uri);
+            let known = self
+                .known
+                .entry(sequence)
+                .or_insert_with(|| segment.uri.clone());
+            ensure!(
+                *known == segment.uri,
+                "number {sequence} was {known}, is {}",
+                segment.uri
+            );
         }
         Ok(())
     }
@@ -130,7 +204,10 @@ impl ListRules {
 
 #[test]
 fn kills_of_either_side_lose_nothing() -> Result<()> {
-    let rounds: u32 = std::env::var("PENSTOCK_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let rounds: u32 = std::env::var("PENSTOCK_KILL_ROUNDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(20);
     let dir = tempfile::tempdir()?;
     let mut hub = Hub::start(&dir.path().join("hub"))?;
     let edge = Edge::enrol(&dir.path().join("edge"), &hub, "pole-7")?;
@@ -139,17 +216,25 @@ fn kills_of_either_side_lose_nothing() -> Result<()> {
     let url = hub.url("/s/cam/live.m3u8");
     let mut rules = ListRules::new();
     // A generator that a failing run can be repeated with.
-    let mut seed: u64 = std::env::var("PENSTOCK_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let mut seed: u64 = std::env::var("PENSTOCK_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(1);
     println!("{rounds} rounds, PENSTOCK_SEED={seed}");
     let mut random = |below: u64| {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (seed >> 33) % below
     };
     let mut live: Option<Push> = None;
     let mut resumes = 0;
     for _ in 0..rounds {
         if live.is_none() {
-            live = Some(edge.push(&["--stream", "cam", "--realtime", "--start", "now", clip], Stdio::null())?);
+            live = Some(edge.push(
+                &["--stream", "cam", "--realtime", "--start", "now", clip],
+                Stdio::null(),
+            )?);
             resumes += 1;
         }
         thread::sleep(Duration::from_millis(200 + random(1_500)));
@@ -172,9 +257,17 @@ fn kills_of_either_side_lose_nothing() -> Result<()> {
     drop(live);
     let last = fixture("small.ts");
     let args = ["--stream", "cam", last.to_str().context("path")?];
-    let status = edge.push(&args, Stdio::null())?.wait(Duration::from_secs(90))?;
+    let status = edge
+        .push(&args, Stdio::null())?
+        .wait(Duration::from_secs(90))?;
     ensure!(status.success(), "{status}");
-    rules.check(&url).or_else(|e| if e.to_string().contains("target duration") { Ok(()) } else { Err(e) })?;
+    rules.check(&url).or_else(|e| {
+        if e.to_string().contains("target duration") {
+            Ok(())
+        } else {
+            Err(e)
+        }
+    })?;
     let segments = assert_all_at_hub(&edge, &hub, "cam")?;
     println!("{segments} segments from {resumes} pushes, all at the hub");
     ensure!(playlist(&url)?.end_list);
@@ -190,7 +283,9 @@ fn a_cut_line_heals() -> Result<()> {
     let (mut ffmpeg, stdin) = camera(&fixture("live.ts"), 34)?;
     let push = edge.push(&["--stream", "cam", "-"], stdin)?;
     let url = hub.url("/s/cam/live.m3u8");
-    wait_for("the first segments", Duration::from_secs(20), || (numbers(&url).len() >= 3).then_some(()))?;
+    wait_for("the first segments", Duration::from_secs(20), || {
+        (numbers(&url).len() >= 3).then_some(())
+    })?;
     let mut rules = ListRules::new();
     rules.check(&url)?;
     line.cut();
@@ -198,8 +293,15 @@ fn a_cut_line_heals() -> Result<()> {
     let during = numbers(&url).len();
     line.mend();
     let back = Instant::now();
-    wait_for("more segments after the cut", Duration::from_secs(20), || (numbers(&url).len() > during).then_some(()))?;
-    println!("first new segment {:?} after the line's return", back.elapsed());
+    wait_for(
+        "more segments after the cut",
+        Duration::from_secs(20),
+        || (numbers(&url).len() > during).then_some(()),
+    )?;
+    println!(
+        "first new segment {:?} after the line's return",
+        back.elapsed()
+    );
     rules.check(&url)?;
     let status = push.wait(Duration::from_secs(60))?;
     ffmpeg.wait()?;
@@ -207,7 +309,11 @@ fn a_cut_line_heals() -> Result<()> {
     rules.check(&url)?;
     let segments = assert_all_at_hub(&edge, &hub, "cam")?;
     let list = playlist(&url)?;
-    ensure!(list.end_list && list.segments.len() == segments, "{} of {segments} listed", list.segments.len());
+    ensure!(
+        list.end_list && list.segments.len() == segments,
+        "{} of {segments} listed",
+        list.segments.len()
+    );
     ensure!(line.forwarded() > 0);
     Ok(())
 }
@@ -221,7 +327,9 @@ fn a_clean_stop_ends_the_stream_and_keeps_the_rest() -> Result<()> {
     let clip = clip.to_str().context("path")?;
     let push = edge.push(&["--stream", "cam", "--realtime", clip], Stdio::null())?;
     let url = hub.url("/s/cam/live.m3u8");
-    wait_for("the first segment", Duration::from_secs(20), || (!numbers(&url).is_empty()).then_some(()))?;
+    wait_for("the first segment", Duration::from_secs(20), || {
+        (!numbers(&url).is_empty()).then_some(())
+    })?;
     push.stop()?;
     ensure!(playlist(&url)?.end_list, "SIGTERM ends the stream");
     assert_all_at_hub(&edge, &hub, "cam")?;
@@ -229,14 +337,23 @@ fn a_clean_stop_ends_the_stream_and_keeps_the_rest() -> Result<()> {
     ensure!(hub.stop()?.success());
     // Without a hub the segments stay, and the edge says how many.
     let small = fixture("small.ts");
-    let (status, text) = edge.command(&["push", "--wait", "3s", "--stream", "late", small.to_str().context("path")?])?;
+    let (status, text) = edge.command(&[
+        "push",
+        "--wait",
+        "3s",
+        "--stream",
+        "late",
+        small.to_str().context("path")?,
+    ])?;
     assert_eq!(status.code(), Some(1), "{text}");
     assert!(text.contains("segments stay on this disk"), "{text}");
     // `run` ships what is left.
     hub.up()?;
     let run = edge.run(&["--http", "127.0.0.1:0"])?;
     let late = hub.url("/s/late/live.m3u8");
-    wait_for("the rest at the hub", Duration::from_secs(30), || playlist(&late).ok().filter(|l| l.end_list))?;
+    wait_for("the rest at the hub", Duration::from_secs(30), || {
+        playlist(&late).ok().filter(|l| l.end_list)
+    })?;
     assert_all_at_hub(&edge, &hub, "late")?;
     ensure!(run.stop()?.success());
     Ok(())

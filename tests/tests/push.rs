@@ -1,9 +1,14 @@
 //! `edge-node push` of whole files: what the hub serves is what the file held.
 
+// A test's panic is its verdict.
+#![allow(clippy::indexing_slicing)]
+
 use std::{path::Path, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use system_tests::{Edge, Hub, audio_packets, decode_errors, fixture, frames, get, get_with, playlist};
+use system_tests::{
+    Edge, Hub, audio_packets, decode_errors, fixture, frames, get, get_with, playlist,
+};
 
 const PUSH_LIMIT: Duration = Duration::from_secs(60);
 
@@ -17,13 +22,20 @@ fn site() -> Result<Site> {
     let dir = tempfile::tempdir()?;
     let hub = Hub::start(&dir.path().join("hub"))?;
     let edge = Edge::enrol(&dir.path().join("edge"), &hub, "pole-7")?;
-    Ok(Site { _dir: dir, hub, edge })
+    Ok(Site {
+        _dir: dir,
+        hub,
+        edge,
+    })
 }
 
 /// Pushes and expects exit code 0.
 fn push(site: &Site, stream: &str, file: &Path) -> Result<()> {
     let file = file.to_str().context("path")?;
-    let status = site.edge.push(&["--stream", stream, file], Stdio::null())?.wait(PUSH_LIMIT)?;
+    let status = site
+        .edge
+        .push(&["--stream", stream, file], Stdio::null())?
+        .wait(PUSH_LIMIT)?;
     ensure!(status.success(), "push of {file}: {status}");
     Ok(())
 }
@@ -32,7 +44,12 @@ fn push(site: &Site, stream: &str, file: &Path) -> Result<()> {
 fn assert_same_pictures(source: &str, served: &str, what: &str) -> Result<()> {
     let (source, served) = (frames(source)?, frames(served)?);
     ensure!(!source.is_empty(), "{what}: the source has no pictures");
-    ensure!(source.len() == served.len(), "{what}: {} pictures, source {}", served.len(), source.len());
+    ensure!(
+        source.len() == served.len(),
+        "{what}: {} pictures, source {}",
+        served.len(),
+        source.len()
+    );
     let offset = served[0].pts_90k - source[0].pts_90k;
     for (i, (a, b)) in source.iter().zip(&served).enumerate() {
         ensure!(a.hash == b.hash, "{what}: picture {i} differs");
@@ -61,19 +78,38 @@ fn roundtrip(names: &[(&str, bool, bool)]) -> Result<()> {
             let (source, served) = (audio_packets(source)?, audio_packets(&url)?);
             // Sound before the first picture can't be shown and may be left out, nothing else.
             let missing = source.len().saturating_sub(served.len());
-            ensure!(missing <= 8, "{name}: {} of {} audio frames", served.len(), source.len());
+            ensure!(
+                missing <= 8,
+                "{name}: {} of {} audio frames",
+                served.len(),
+                source.len()
+            );
             let at = source.windows(served.len()).position(|w| w == served);
-            ensure!(at.is_some(), "{name}: the sound differs ({} of {} frames)", served.len(), source.len());
+            ensure!(
+                at.is_some(),
+                "{name}: the sound differs ({} of {} frames)",
+                served.len(),
+                source.len()
+            );
         }
         let errors = decode_errors(&url)?;
-        ensure!(errors.trim().is_empty(), "{name}: ffmpeg complains: {errors}");
+        ensure!(
+            errors.trim().is_empty(),
+            "{name}: ffmpeg complains: {errors}"
+        );
         // The same segments, hash for hash, at both ends.
         let here = site.edge.segments(&stream)?;
         ensure!(!here.is_empty(), "{name}: nothing on the edge");
         for (number, hash) in here {
             let got = get(&site.hub.url(&format!("/s/{stream}/{number}.ts")))?;
-            ensure!(blake3::hash(&got.body).to_string() == hash, "{name}: segment {number} differs");
-            ensure!(got.header("etag").is_some_and(|e| e.contains(&hash)), "{name}: etag is not the hash");
+            ensure!(
+                blake3::hash(&got.body).to_string() == hash,
+                "{name}: segment {number} differs"
+            );
+            ensure!(
+                got.header("etag").is_some_and(|e| e.contains(&hash)),
+                "{name}: etag is not the hash"
+            );
         }
     }
     Ok(())
@@ -104,7 +140,11 @@ fn ts_files_arrive_whole() -> Result<()> {
 
 #[test]
 fn h265_and_real_footage_arrive_whole() -> Result<()> {
-    roundtrip(&[("h265.mp4", true, true), ("h265.ts", true, true), ("footage.mp4", true, true)])
+    roundtrip(&[
+        ("h265.mp4", true, true),
+        ("h265.ts", true, true),
+        ("footage.mp4", true, true),
+    ])
 }
 
 #[test]
@@ -113,7 +153,15 @@ fn a_change_of_picture_size_starts_a_new_run() -> Result<()> {
     let file = fixture("change.ts");
     push(&site, "change", &file)?;
     let list = playlist(&site.hub.url("/s/change/rec.m3u8"))?;
-    assert_eq!(list.segments.iter().skip(1).filter(|s| s.discontinuity).count(), 1, "one discontinuity");
+    assert_eq!(
+        list.segments
+            .iter()
+            .skip(1)
+            .filter(|s| s.discontinuity)
+            .count(),
+        1,
+        "one discontinuity"
+    );
     // Either run decodes alone.
     let pictures = [fixture("small.ts"), fixture("h264-bframes.ts")]
         .iter()
@@ -129,22 +177,42 @@ fn a_change_of_picture_size_starts_a_new_run() -> Result<()> {
 fn frames_any_size(url: &str) -> Result<usize> {
     let out = system_tests::tool("ffprobe")
         .args(["-v", "error", "-count_frames", "-select_streams", "v:0"])
-        .args(["-show_entries", "stream=nb_read_frames", "-of", "csv=p=0", url])
+        .args([
+            "-show_entries",
+            "stream=nb_read_frames",
+            "-of",
+            "csv=p=0",
+            url,
+        ])
         .output()?;
     let text = String::from_utf8(out.stdout)?;
-    text.lines().find_map(|l| l.trim().trim_end_matches(',').parse().ok()).context(text)
+    text.lines()
+        .find_map(|l| l.trim().trim_end_matches(',').parse().ok())
+        .context(text)
 }
 
 #[test]
 fn several_files_follow_one_another() -> Result<()> {
     let site = site()?;
     let (a, b) = (fixture("h264-25.mp4"), fixture("video-only.mp4"));
-    let args = ["--stream", "two", a.to_str().context("a")?, b.to_str().context("b")?];
+    let args = [
+        "--stream",
+        "two",
+        a.to_str().context("a")?,
+        b.to_str().context("b")?,
+    ];
     let status = site.edge.push(&args, Stdio::null())?.wait(PUSH_LIMIT)?;
     ensure!(status.success(), "{status}");
     let list = playlist(&site.hub.url("/s/two/rec.m3u8"))?;
     assert!(list.end_list);
-    assert_eq!(list.segments.iter().skip(1).filter(|s| s.discontinuity).count(), 1);
+    assert_eq!(
+        list.segments
+            .iter()
+            .skip(1)
+            .filter(|s| s.discontinuity)
+            .count(),
+        1
+    );
     let seconds: f32 = list.segments.iter().map(|s| s.duration).sum();
     assert!((seconds - 30.0).abs() < 0.2, "{seconds} s of 30");
     Ok(())
@@ -155,28 +223,56 @@ fn playlists_keep_the_rules_and_segments_stand_alone() -> Result<()> {
     let site = site()?;
     push(&site, "gate", &fixture("h264-2997-bframes.mp4"))?;
     let answer = get(&site.hub.url("/s/gate/live.m3u8"))?;
-    assert_eq!(answer.header("content-type"), Some("application/vnd.apple.mpegurl"));
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/vnd.apple.mpegurl")
+    );
     let list = playlist(&site.hub.url("/s/gate/live.m3u8"))?;
-    let longest = list.segments.iter().map(|s| s.duration.round() as u64).max().context("no segment")?;
-    assert!(longest <= list.target_duration, "{longest} over {}", list.target_duration);
+    let longest = list
+        .segments
+        .iter()
+        .map(|s| s.duration.round() as u64)
+        .max()
+        .context("no segment")?;
+    assert!(
+        longest <= list.target_duration,
+        "{longest} over {}",
+        list.target_duration
+    );
     for segment in &list.segments {
-        assert!(!segment.uri.contains('/'), "{}: URIs are relative", segment.uri);
+        assert!(
+            !segment.uri.contains('/'),
+            "{}: URIs are relative",
+            segment.uri
+        );
         let url = site.hub.url(&format!("/s/gate/{}", segment.uri));
         // Alone: PAT and PMT first, decodable without its predecessor.
         let bytes = get(&url)?.body;
         assert_eq!(bytes.len() % 188, 0);
-        assert_eq!(&bytes[..3], [0x47, 0x40, 0x00], "the first packet is the PAT");
+        assert_eq!(
+            &bytes[..3],
+            [0x47, 0x40, 0x00],
+            "the first packet is the PAT"
+        );
         let errors = decode_errors(&url)?;
         assert!(errors.trim().is_empty(), "{}: {errors}", segment.uri);
         let part = get_with(&url, &[("range", "bytes=188-375")])?;
         assert_eq!((part.status, part.body.as_slice()), (206, &bytes[188..376]));
     }
-    let gz = get_with(&site.hub.url("/s/gate/live.m3u8"), &[("accept-encoding", "gzip")])?;
+    let gz = get_with(
+        &site.hub.url("/s/gate/live.m3u8"),
+        &[("accept-encoding", "gzip")],
+    )?;
     assert_eq!(gz.header("content-encoding"), Some("gzip"));
     let none = get(&site.hub.url("/s/nothing/live.m3u8"))?;
     assert_eq!(none.status, 404);
     let reason: serde_json::Value = serde_json::from_slice(&none.body)?;
-    assert!(reason["reason"].as_str().is_some_and(|r| r.contains("nothing")), "{reason}");
+    assert!(
+        reason["reason"]
+            .as_str()
+            .is_some_and(|r| r.contains("nothing")),
+        "{reason}"
+    );
     Ok(())
 }
 
@@ -185,11 +281,22 @@ fn gstreamer_plays_it() -> Result<()> {
     let site = site()?;
     push(&site, "gst", &fixture("h264-25.mp4"))?;
     let out = system_tests::tool("gst-launch-1.0")
-        .args(["-q", "souphttpsrc", &format!("location={}", site.hub.url("/s/gst/rec.m3u8"))])
-        .args("! hlsdemux ! tsdemux ! h264parse ! avdec_h264 ! fakesink sync=false silent=false -v".split(' '))
+        .args([
+            "-q",
+            "souphttpsrc",
+            &format!("location={}", site.hub.url("/s/gst/rec.m3u8")),
+        ])
+        .args(
+            "! hlsdemux ! tsdemux ! h264parse ! avdec_h264 ! fakesink sync=false silent=false -v"
+                .split(' '),
+        )
         .output()?;
     let text = String::from_utf8_lossy(&out.stdout);
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     let shown = text.matches("chain").count();
     assert!(shown >= 490, "{shown} of 500 pictures");
     Ok(())

@@ -17,7 +17,8 @@ pub struct NameError {
 }
 
 fn check(text: &str) -> Result<Arc<str>, NameError> {
-    let rest_ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+    let rest_ok =
+        |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
     let first_ok = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = text.as_bytes();
     let ok = bytes.len() <= MAX_NAME_BYTES
@@ -28,7 +29,9 @@ fn check(text: &str) -> Result<Arc<str>, NameError> {
     if ok {
         Ok(Arc::from(text))
     } else {
-        Err(NameError { given: text.chars().take(MAX_NAME_BYTES + 1).collect() })
+        Err(NameError {
+            given: text.chars().take(MAX_NAME_BYTES + 1).collect(),
+        })
     }
 }
 
@@ -98,7 +101,21 @@ mod tests {
         for good in ["a", "gate", "cam-1.main_low", "0", &"x".repeat(64)] {
             assert!(good.parse::<StreamName>().is_ok(), "{good:?}");
         }
-        for bad in ["", ".", "..", "a..b", "-a", "_a", "Gate", "a/b", "a b", "caméra", "🎥", "a\0", &"x".repeat(65)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a..b",
+            "-a",
+            "_a",
+            "Gate",
+            "a/b",
+            "a b",
+            "caméra",
+            "🎥",
+            "a\0",
+            &"x".repeat(65),
+        ] {
             let error = bad.parse::<StreamName>().unwrap_err().to_string();
             assert!(error.contains("use 1 to 64 characters"), "{error}");
         }

@@ -31,7 +31,9 @@ impl RangeSet {
 
     /// How many numbers are in the set, saturating.
     pub fn count(&self) -> u64 {
-        self.ranges.iter().fold(0u64, |sum, (first, last)| sum.saturating_add((last - first).saturating_add(1)))
+        self.ranges.iter().fold(0u64, |sum, (first, last)| {
+            sum.saturating_add((last - first).saturating_add(1))
+        })
     }
 
     /// Adds one number.
@@ -84,7 +86,10 @@ impl RangeSet {
     }
 
     pub fn contains(&self, number: SegmentNumber) -> bool {
-        self.ranges.range(..=number.0).next_back().is_some_and(|(_, &last)| last >= number.0)
+        self.ranges
+            .range(..=number.0)
+            .next_back()
+            .is_some_and(|(_, &last)| last >= number.0)
     }
 
     /// The smallest number at or above `number` that is not in the set; None above the last number.
@@ -97,12 +102,16 @@ impl RangeSet {
 
     /// The highest number in the set.
     pub fn last(&self) -> Option<SegmentNumber> {
-        self.ranges.last_key_value().map(|(_, &last)| SegmentNumber(last))
+        self.ranges
+            .last_key_value()
+            .map(|(_, &last)| SegmentNumber(last))
     }
 
     /// The ranges, ascending.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = RangeInclusive<SegmentNumber>> + '_ {
-        self.ranges.iter().map(|(&f, &l)| SegmentNumber(f)..=SegmentNumber(l))
+        self.ranges
+            .iter()
+            .map(|(&f, &l)| SegmentNumber(f)..=SegmentNumber(l))
     }
 }
 
@@ -155,7 +164,10 @@ mod tests {
         let mut set = RangeSet::from_iter([all.clone()]);
         assert_eq!(set.first_missing_from(SegmentNumber(5)), None);
         set.remove_range(SegmentNumber(u64::MAX)..=SegmentNumber(u64::MAX));
-        assert_eq!(set.first_missing_from(SegmentNumber(5)), Some(SegmentNumber(u64::MAX)));
+        assert_eq!(
+            set.first_missing_from(SegmentNumber(5)),
+            Some(SegmentNumber(u64::MAX))
+        );
         set.remove_range(all);
         assert!(set.is_empty());
     }

@@ -50,7 +50,9 @@ impl MediaDuration {
 
     /// Seconds rounded to the nearest whole, as TARGETDURATION compares them (RFC 8216bis 4.4.3.1).
     pub const fn rounded_secs(self) -> i64 {
-        self.0.saturating_add(TICKS_PER_SECOND / 2).div_euclid(TICKS_PER_SECOND)
+        self.0
+            .saturating_add(TICKS_PER_SECOND / 2)
+            .div_euclid(TICKS_PER_SECOND)
     }
 
     /// As a program's duration; negative becomes zero.
@@ -101,7 +103,9 @@ impl Sub for MediaDuration {
 }
 
 /// A point on our own clock: milliseconds since 1970-01-01T00:00:00Z.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct WallTime(pub i64);
 
@@ -132,9 +136,13 @@ impl FromStr for WallTime {
     fn from_str(text: &str) -> Result<Self, WallTimeError> {
         let wrong = || WallTimeError(text.chars().take(64).collect());
         if let Ok(ms) = text.parse::<i64>() {
-            return DateTime::from_timestamp_millis(ms).map(|_| Self(ms)).ok_or_else(wrong);
+            return DateTime::from_timestamp_millis(ms)
+                .map(|_| Self(ms))
+                .ok_or_else(wrong);
         }
-        DateTime::parse_from_rfc3339(text).map(|t| Self(t.timestamp_millis())).map_err(|_| wrong())
+        DateTime::parse_from_rfc3339(text)
+            .map(|t| Self(t.timestamp_millis()))
+            .map_err(|_| wrong())
     }
 }
 
@@ -156,7 +164,10 @@ mod tests {
         let t: WallTime = "2026-05-01T08:00:00.250Z".parse().unwrap();
         assert_eq!(t.to_string(), "2026-05-01T08:00:00.250Z");
         assert_eq!(t.0.to_string().parse::<WallTime>().unwrap(), t);
-        assert_eq!("2026-05-01T10:00:00.250+02:00".parse::<WallTime>().unwrap(), t);
+        assert_eq!(
+            "2026-05-01T10:00:00.250+02:00".parse::<WallTime>().unwrap(),
+            t
+        );
         for bad in ["", "yesterday", "2026-05-01", "99999999999999999"] {
             assert!(bad.parse::<WallTime>().is_err(), "{bad}");
         }
@@ -164,8 +175,14 @@ mod tests {
 
     #[test]
     fn durations_convert_and_round() {
-        assert_eq!(MediaDuration::from_duration(Duration::from_millis(333)), MediaDuration(29_970));
-        assert_eq!(MediaDuration(29_970).to_duration(), Duration::from_millis(333));
+        assert_eq!(
+            MediaDuration::from_duration(Duration::from_millis(333)),
+            MediaDuration(29_970)
+        );
+        assert_eq!(
+            MediaDuration(29_970).to_duration(),
+            Duration::from_millis(333)
+        );
         assert_eq!(MediaDuration(584_100).rounded_secs(), 6); // 6.49 s
         assert_eq!(MediaDuration(585_000).rounded_secs(), 7); // 6.5 s
         assert_eq!(MediaDuration(89).as_millis(), 1);
