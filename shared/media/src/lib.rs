@@ -4,3 +4,6 @@
 //! go out as values.
 
 pub mod access_unit;
+pub mod mp4;
+pub mod sniff;
+pub mod ts;
