@@ -3,20 +3,17 @@
 //! Shells only: sockets, timers, random bytes, blocking reads and writes of the store. What to send and
 //! when is decided in `link-proto`.
 #![allow(unused_variables, dead_code)] // CONTRACT STUB: replaced by the real thing
+mod keys;
+mod resolve;
+mod socket;
+
+pub use keys::{EnrolUrl, EnrolUrlError, KeyPair};
+
 use std::{net::SocketAddr, time::Duration};
 use model::*;
 use store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// X25519 secret key with its public half.
-#[derive(Clone)]
-pub struct KeyPair { pub secret: [u8; 32], pub public: [u8; 32] }
-impl KeyPair { pub fn generate() -> Self { todo!() } pub fn from_secret(secret: [u8; 32]) -> Self { todo!() } }
-
-/// `penstock://HOST:PORT/HUBKEY#TOKEN` (Display and FromStr; Debug hides the token).
-#[derive(Clone, PartialEq, Eq)]
-pub struct EnrolUrl { pub address: String, pub hub_key: [u8; 32], pub token: Vec<u8> }
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {

@@ -1,0 +1,198 @@
+//! One UDP socket for many datagrams at once: offloads (GSO, GRO) where the kernel has them, single sends
+//! where a device refuses them, buffers sized and checked. No protocol here.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+};
+
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+
+/// Kernel buffers asked for, each way: 130 ms of 500 Mbit/s. The kernel may grant less (`net.core.rmem_max`).
+const BUFFER_BYTES: usize = 8 << 20;
+
+/// Below this a burst of video overruns the socket while its reader is away for a few milliseconds.
+const BUFFER_WANTED: usize = 1 << 20;
+
+/// The largest datagram of the link, on any path (see link-proto's datagrams), with room to see that one is
+/// too large.
+const DATAGRAM_BYTES: usize = 1_500;
+
+/// A bound UDP socket with its offload state.
+pub(crate) struct UdpSocket {
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+}
+
+/// Room for the datagrams of one `recv`.
+pub(crate) struct RecvBuffer {
+    bytes: Vec<u8>,
+    meta: Vec<RecvMeta>,
+    /// Bytes for each entry: GRO packs several datagrams into one.
+    entry: usize,
+}
+
+impl UdpSocket {
+    /// Binds; warns where the kernel grants buffers too small for video.
+    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::DGRAM,
+            Some(Protocol::UDP),
+        )?;
+        socket.set_nonblocking(true)?;
+        // Asking for more than allowed is no error: the kernel gives what it may.
+        let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+        let _ = socket.set_send_buffer_size(BUFFER_BYTES);
+        socket.bind(&address.into())?;
+        let granted = socket.recv_buffer_size()?;
+        if granted < BUFFER_WANTED {
+            tracing::warn!(
+                granted_bytes = granted,
+                "the kernel grants a small UDP receive buffer: raise net.core.rmem_max to {BUFFER_BYTES} or datagrams may be dropped"
+            );
+        }
+        let state = UdpSocketState::new((&socket).into())?;
+        let io = tokio::net::UdpSocket::from_std(socket.into())?;
+        Ok(Self { io, state })
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    /// How many datagrams of one size the kernel takes in one call.
+    pub(crate) fn max_batch(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    /// A buffer that fits this socket's offloads.
+    pub(crate) fn recv_buffer(&self) -> RecvBuffer {
+        let entry = DATAGRAM_BYTES * self.state.gro_segments();
+        RecvBuffer {
+            bytes: vec![0; entry * BATCH_SIZE],
+            meta: vec![RecvMeta::default(); BATCH_SIZE],
+            entry,
+        }
+    }
+
+    /// Sends datagrams to one peer: all of `segment_size` but the last, or a single one. An error says that
+    /// they are lost, as on any network; the link's own feedback deals with that.
+    pub(crate) async fn send(
+        &self,
+        to: SocketAddr,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
+        let sent = self.send_as_is(to, contents, segment_size).await;
+        match (sent, segment_size) {
+            // A device that refuses segmentation offload drops the whole batch, and quinn-udp turns the
+            // offload off only for later ones.
+            (Err(_), Some(size)) if contents.len() > size => {
+                for datagram in contents.chunks(size) {
+                    self.send_as_is(to, datagram, None).await?;
+                }
+                Ok(())
+            }
+            (sent, _) => sent,
+        }
+    }
+
+    async fn send_as_is(
+        &self,
+        destination: SocketAddr,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
+        let transmit = Transmit {
+            destination,
+            ecn: None,
+            contents,
+            segment_size,
+            src_ip: None,
+        };
+        self.io
+            .async_io(Interest::WRITABLE, || {
+                self.state.try_send((&self.io).into(), &transmit)
+            })
+            .await
+    }
+
+    /// Waits for datagrams, takes what is there, and hands each to `each` with its sender.
+    pub(crate) async fn recv(
+        &self,
+        buffer: &mut RecvBuffer,
+        mut each: impl FnMut(SocketAddr, &[u8]),
+    ) -> io::Result<()> {
+        let RecvBuffer { bytes, meta, entry } = buffer;
+        let count = self
+            .io
+            .async_io(Interest::READABLE, || {
+                let mut slices: Vec<IoSliceMut<'_>> =
+                    bytes.chunks_mut(*entry).map(IoSliceMut::new).collect();
+                self.state.recv((&self.io).into(), &mut slices, meta)
+            })
+            .await?;
+        for (entry, meta) in bytes.chunks(*entry).zip(meta.iter()).take(count) {
+            let packed = entry.get(..meta.len).unwrap_or_default();
+            for datagram in packed.chunks(meta.stride.max(1)) {
+                each(meta.addr, datagram);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(work)
+    }
+
+    #[test]
+    fn batches_arrive_datagram_by_datagram() {
+        block_on(async {
+            let a = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let b = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let batch = a.max_batch().min(5);
+            let contents: Vec<u8> = (0..batch).flat_map(|i| [i as u8; 1_200]).collect();
+            a.send(b.local_addr().unwrap(), &contents, Some(1_200))
+                .await
+                .unwrap();
+            a.send(b.local_addr().unwrap(), b"single", None)
+                .await
+                .unwrap();
+            let mut got = Vec::new();
+            let mut buffer = b.recv_buffer();
+            while got.last().map(Vec::as_slice) != Some(b"single") {
+                b.recv(&mut buffer, |from, datagram| {
+                    assert_eq!(from, a.local_addr().unwrap());
+                    got.push(datagram.to_vec());
+                })
+                .await
+                .unwrap();
+            }
+            assert_eq!(got.len(), batch + 1);
+            for (i, datagram) in got.iter().take(batch).enumerate() {
+                assert_eq!(datagram, &vec![i as u8; 1_200]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_bound_port_is_refused() {
+        block_on(async {
+            let a = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let again = UdpSocket::bind(a.local_addr().unwrap());
+            assert_eq!(again.err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        });
+    }
+}
