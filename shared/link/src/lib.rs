@@ -3,6 +3,7 @@
 //! Shells only: sockets, timers, random bytes, blocking reads and writes of the store. What to send and
 //! when is decided in `link-proto`.
 #![allow(unused_variables, dead_code)] // CONTRACT STUB: replaced by the real thing
+mod driver;
 mod keys;
 mod resolve;
 mod socket;
