@@ -3,7 +3,12 @@
 //! Pure: no tokio, socket, file, clock, random source or process. Bytes come in as arguments, decisions
 //! go out as values.
 
+pub mod aac;
 pub mod access_unit;
+pub mod annexb;
+mod bits;
+pub mod h264;
+pub mod h265;
 pub mod mp4;
 pub mod sniff;
 pub mod ts;

@@ -13,7 +13,10 @@ use crate::access_unit::{SourceEvent, Track};
 pub enum Mp4Poll {
     /// Read `len` bytes at `offset` and hand them to [`Mp4Reader::handle_read`]; fewer mean that the file
     /// ends there.
-    Read { offset: u64, len: usize },
+    Read {
+        offset: u64,
+        len: usize,
+    },
     /// The index has been read. Comes once, before the first event.
     Ready(Mp4Info),
     Event(SourceEvent),
