@@ -77,7 +77,7 @@ pub enum Event {
         session: SessionId,
         channel: Channel,
     },
-    /// The peer has not answered for [`crate::session::SILENCE`]; channels stand still and are renewed when
+    /// The peer has not answered for [`crate::SILENCE`]; channels stand still and are renewed when
     /// it is heard again.
     Silent { session: SessionId },
     /// All channels were renewed at both ends. Messages not delivered yet are gone, credit is as at the
@@ -104,7 +104,7 @@ pub enum Event {
 pub enum CloseReason {
     /// The peer said `Bye`.
     Peer(Bye),
-    /// Nothing authentic came for [`crate::session::KEYS_OUTLIVE`].
+    /// Nothing authentic came for [`crate::KEYS_OUTLIVE`].
     TimedOut,
     /// The same peer made a new session: it was restarted, or has lost this one.
     Replaced,
@@ -202,6 +202,16 @@ pub struct EndpointCounters {
     pub cookies_sent: u64,
 }
 
+impl EndpointCounters {
+    pub(crate) fn count_sent(&mut self, transmit: &Transmit) {
+        let datagrams = transmit
+            .segment_size
+            .map_or(1, |size| transmit.size.div_ceil(size.max(1)));
+        self.datagrams_sent += datagrams as u64;
+        self.bytes_sent += transmit.size as u64;
+    }
+}
+
 /// What both ends of the link have in common.
 ///
 /// `now` never goes back between calls. Session commands for an id that is gone do nothing.
@@ -242,7 +252,7 @@ pub trait Endpoint {
     /// The peer's credit grows only by this.
     fn consumed(&mut self, session: SessionId, channel: Channel, message_bytes: usize);
 
-    /// Opens the full receive windows. Until then a peer has [`crate::session::STRANGER_CREDIT`] only:
+    /// Opens the full receive windows. Until then a peer has [`crate::STRANGER_CREDIT`] only:
     /// enough to say who it is.
     fn admit(&mut self, session: SessionId);
 

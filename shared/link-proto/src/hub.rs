@@ -1,10 +1,37 @@
 //! The hub's end of the link: many sessions by index, half-open handshakes in a bounded table.
+//!
+//! What isn't authentic costs a MAC and a counter; an authentic handshake, which may be a replay, costs a
+//! place among at most 256 until a datagram under its keys has come (invariant 6).
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
-use crate::api::*;
+use crate::{
+    api::*,
+    cookie::{CookieJar, HubMacs},
+    datagram::{Datagram, Initiation, emit_cookie_reply, emit_response},
+    noise::{Responder, Ticket, public_key},
+    rng::Rng,
+    session::{Epoch, Identity, Received, Role, Session},
+};
+
+/// Answered handshakes that wait for their first datagram; the oldest makes room. At 200 handshakes a second
+/// each has more than a second for that.
+const MAX_HALF_OPEN: usize = 256;
+
+/// Of one device at most so many, so that a replayed first message displaces only its own device's.
+const MAX_HALF_OPEN_PER_PEER: usize = 4;
+
+/// Then its edge has tried again anyhow.
+const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);
+
+/// Answers to handshakes that wait for the socket; more are dropped.
+const MAX_ANSWERS: usize = 256;
 
 /// What a hub's endpoint must know.
 #[derive(Clone)]
@@ -29,66 +56,471 @@ impl HubConfig {
 
 /// See [`Endpoint`] for the loop. Any holder of a key may connect; who may stay is decided by the application,
 /// which calls `admit` or `close`.
-pub struct HubEndpoint {}
+pub struct HubEndpoint {
+    config: HubConfig,
+    macs: HubMacs,
+    cookies: CookieJar,
+    rng: Rng,
+    started: Instant,
+    load: Load,
+    half_open: VecDeque<HalfOpen>,
+    /// Which session an index on the wire belongs to. Indices are ours and random: nobody can crowd them.
+    indices: BTreeMap<u32, SessionId>,
+    by_key: BTreeMap<[u8; 32], SessionId>,
+    sessions: BTreeMap<SessionId, Entry>,
+    next_session: u64,
+    /// Sessions to be asked for transmits, in turn.
+    ready: VecDeque<SessionId>,
+    timers: BTreeSet<(Instant, SessionId)>,
+    answers: VecDeque<(SocketAddr, Vec<u8>)>,
+    events: VecDeque<Event>,
+    counters: EndpointCounters,
+    plain: Vec<u8>,
+}
+
+struct Entry {
+    session: Session,
+    peer_key: [u8; 32],
+    timer: Option<Instant>,
+    is_ready: bool,
+}
+
+struct HalfOpen {
+    peer_key: [u8; 32],
+    epoch: Epoch,
+    ticket: Ticket,
+    until: Instant,
+}
+
+/// Handshakes of the running second.
+struct Load {
+    second: Instant,
+    handshakes: u32,
+}
 
 impl HubEndpoint {
     /// `seed`: 32 fresh random bytes; every key and index of this endpoint derives from them.
-    pub fn new(_config: HubConfig, _now: Instant, _seed: [u8; 32]) -> Self {
-        unimplemented!()
+    pub fn new(config: HubConfig, now: Instant, seed: [u8; 32]) -> Self {
+        let mut rng = Rng::new(seed);
+        Self {
+            macs: HubMacs::new(&public_key(&config.secret_key)),
+            cookies: CookieJar::new(now, &mut rng),
+            config,
+            rng,
+            started: now,
+            load: Load {
+                second: now,
+                handshakes: 0,
+            },
+            half_open: VecDeque::new(),
+            indices: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            next_session: 1,
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            answers: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: EndpointCounters::default(),
+            plain: Vec::new(),
+        }
     }
 
     /// Where the peer is now.
-    pub fn peer_address(&self, _session: SessionId) -> Option<SocketAddr> {
-        unimplemented!()
+    pub fn peer_address(&self, session: SessionId) -> Option<SocketAddr> {
+        Some(self.sessions.get(&session)?.session.peer)
+    }
+
+    fn on_initiation(&mut self, now: Instant, from: SocketAddr, initiation: &Initiation<'_>) {
+        if !self.macs.fits(initiation) {
+            self.counters.datagrams_forged += 1;
+            return;
+        }
+        if self.load.is_high(now, self.config.cookie_threshold)
+            && !self
+                .cookies
+                .accepts(now, &mut self.rng, from, initiation)
+        {
+            let cookie = self.cookies.cookie(now, &mut self.rng, from);
+            let (masked, tag) = self.macs.wrap(&initiation.mac1, &cookie);
+            self.counters.cookies_sent += 1;
+            self.answer(from, emit_cookie_reply(initiation.sender, &masked, &tag));
+            return;
+        }
+        self.load.handshakes += 1;
+        let Ok(responder) = Responder::new(
+            initiation.cipher,
+            &self.config.secret_key,
+            &initiation.header,
+            initiation.noise,
+            self.rng.seed(),
+        ) else {
+            self.counters.datagrams_forged += 1;
+            return;
+        };
+        let peer_key = responder.peer_key;
+        let known = self.by_key.get(&peer_key).copied();
+        if known.is_none() && self.sessions.len() >= self.config.max_sessions {
+            self.counters.handshakes_refused += 1;
+            return;
+        }
+        let asked = responder.ticket.session;
+        let resumed = asked != 0
+            && known
+                .and_then(|id| self.sessions.get(&id))
+                .is_some_and(|entry| entry.session.ticket == asked && !entry.session.is_closing());
+        let ticket = Ticket {
+            session: if resumed {
+                asked
+            } else {
+                self.rng.next_u64().max(1)
+            },
+            resumed,
+        };
+        let index = self.free_index();
+        let Ok((keys, message)) = responder.answer(ticket) else {
+            self.counters.datagrams_forged += 1;
+            return;
+        };
+        self.keep_half_open(
+            now,
+            HalfOpen {
+                peer_key,
+                epoch: Epoch::new(now, keys, index, initiation.sender),
+                ticket,
+                until: now + HALF_OPEN_LIFE,
+            },
+        );
+        self.answer(from, emit_response(initiation.sender, index, &message));
+    }
+
+    fn free_index(&mut self) -> u32 {
+        loop {
+            let index = self.rng.next_u32();
+            let taken = self.indices.contains_key(&index)
+                || self
+                    .half_open
+                    .iter()
+                    .any(|half| half.epoch.local_index == index);
+            if !taken {
+                return index;
+            }
+        }
+    }
+
+    fn keep_half_open(&mut self, now: Instant, half: HalfOpen) {
+        self.half_open.retain(|other| now < other.until);
+        let of_peer = |other: &HalfOpen| other.peer_key == half.peer_key;
+        if self.half_open.iter().filter(|other| of_peer(other)).count() >= MAX_HALF_OPEN_PER_PEER {
+            if let Some(at) = self.half_open.iter().position(of_peer) {
+                self.half_open.remove(at);
+            }
+        } else if self.half_open.len() >= MAX_HALF_OPEN {
+            self.half_open.pop_front();
+            self.counters.handshakes_refused += 1;
+        }
+        self.half_open.push_back(half);
+    }
+
+    fn answer(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        if self.answers.len() < MAX_ANSWERS {
+            self.answers.push_back((to, bytes));
+        }
+    }
+
+    fn on_transport(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        index: u32,
+        counter: u64,
+        sealed: &[u8],
+    ) {
+        if let Some(&id) = self.indices.get(&index) {
+            self.on_session_datagram(now, from, id, index, counter, sealed);
+            return;
+        }
+        let Some(at) = self
+            .half_open
+            .iter()
+            .position(|half| half.epoch.local_index == index)
+        else {
+            self.counters.datagrams_unknown += 1;
+            return;
+        };
+        let authentic = self.half_open.get(at).is_some_and(|half| {
+            half.epoch
+                .keys
+                .open(counter, sealed, &mut self.plain)
+                .is_ok()
+        });
+        if !authentic {
+            self.counters.datagrams_forged += 1;
+            return;
+        }
+        if let Some(half) = self.half_open.remove(at)
+            && let Some(id) = self.establish(now, from, half)
+        {
+            self.on_session_datagram(now, from, id, index, counter, sealed);
+        }
+    }
+
+    /// The peer has shown that it holds the new keys: only now anything of an older session may change.
+    fn establish(&mut self, now: Instant, from: SocketAddr, half: HalfOpen) -> Option<SessionId> {
+        let index = half.epoch.local_index;
+        let known = self.by_key.get(&half.peer_key).copied();
+        if let Some(id) = known
+            && let Some(entry) = self.sessions.get_mut(&id)
+        {
+            if half.ticket.resumed && entry.session.ticket == half.ticket.session {
+                entry.session.renew_keys(now, half.epoch);
+                let session = &entry.session;
+                self.indices
+                    .retain(|index, of| *of != id || session.owns(*index));
+                self.indices.insert(index, id);
+                self.counters.handshakes += 1;
+                return Some(id);
+            }
+            if half.ticket.resumed {
+                // The edge believes in a session that has been replaced meanwhile: it will find out.
+                return None;
+            }
+            entry.session.kill(CloseReason::Replaced, &mut self.events);
+            self.bury(id);
+        } else if half.ticket.resumed || self.sessions.len() >= self.config.max_sessions {
+            self.counters.handshakes_refused += 1;
+            return None;
+        }
+        self.counters.handshakes += 1;
+        let id = SessionId(self.next_session);
+        self.next_session += 1;
+        let who = Identity {
+            id,
+            ticket: half.ticket.session,
+            peer: from,
+            role: Role::Hub,
+            admitted: false,
+        };
+        let session = Session::new(now, self.started, who, half.epoch);
+        self.sessions.insert(
+            id,
+            Entry {
+                session,
+                peer_key: half.peer_key,
+                timer: None,
+                is_ready: false,
+            },
+        );
+        self.indices.insert(index, id);
+        self.by_key.insert(half.peer_key, id);
+        self.events.push_back(Event::Connected {
+            session: id,
+            peer_key: half.peer_key,
+            peer: from,
+        });
+        Some(id)
+    }
+
+    fn on_session_datagram(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        id: SessionId,
+        index: u32,
+        counter: u64,
+        sealed: &[u8],
+    ) {
+        let Some(entry) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        match entry.session.handle_datagram(
+            now,
+            from,
+            index,
+            counter,
+            sealed,
+            &mut self.plain,
+            &mut self.events,
+        ) {
+            Received::Taken => self.make_ready(id),
+            Received::Replayed => self.counters.datagrams_replayed += 1,
+            Received::Forged => self.counters.datagrams_forged += 1,
+        }
+    }
+
+    fn make_ready(&mut self, id: SessionId) {
+        let Some(entry) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        if !std::mem::replace(&mut entry.is_ready, true) {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Nothing more to send: buries the session or sets its timer.
+    fn settle(&mut self, id: SessionId) {
+        let Some(entry) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        entry.is_ready = false;
+        if entry.session.is_dead() {
+            self.bury(id);
+            return;
+        }
+        let timer = entry.session.poll_timeout();
+        let old = std::mem::replace(&mut entry.timer, timer);
+        if old != timer {
+            if let Some(old) = old {
+                self.timers.remove(&(old, id));
+            }
+            if let Some(timer) = timer {
+                self.timers.insert((timer, id));
+            }
+        }
+    }
+
+    fn bury(&mut self, id: SessionId) {
+        let Some(entry) = self.sessions.remove(&id) else {
+            return;
+        };
+        if let Some(timer) = entry.timer {
+            self.timers.remove(&(timer, id));
+        }
+        self.indices.retain(|_, of| *of != id);
+        if self.by_key.get(&entry.peer_key) == Some(&id) {
+            self.by_key.remove(&entry.peer_key);
+        }
     }
 }
 
 impl Endpoint for HubEndpoint {
-    fn handle_datagram(&mut self, _now: Instant, _from: SocketAddr, _datagram: &[u8]) {
-        unimplemented!()
+    fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        self.counters.datagrams_received += 1;
+        self.counters.bytes_received += datagram.len() as u64;
+        match Datagram::parse(datagram) {
+            Some(Datagram::Transport {
+                receiver,
+                counter,
+                sealed,
+            }) => self.on_transport(now, from, receiver, counter, sealed),
+            Some(Datagram::Initiation(initiation)) => self.on_initiation(now, from, &initiation),
+            Some(Datagram::Response { .. } | Datagram::CookieReply { .. }) | None => {
+                self.counters.datagrams_malformed += 1;
+            }
+        }
     }
-    fn handle_timeout(&mut self, _now: Instant) {
-        unimplemented!()
+
+    fn handle_timeout(&mut self, now: Instant) {
+        while let Some(&(at, id)) = self.timers.first() {
+            if at > now {
+                break;
+            }
+            self.timers.pop_first();
+            if let Some(entry) = self.sessions.get_mut(&id) {
+                entry.timer = None;
+                entry.session.handle_timeout(now, &mut self.events);
+                self.make_ready(id);
+            }
+        }
     }
+
     fn poll_timeout(&mut self) -> Option<Instant> {
-        unimplemented!()
+        self.timers.first().map(|(at, _)| *at)
     }
+
     fn poll_transmit(
         &mut self,
-        _now: Instant,
-        _max: usize,
-        _out: &mut Vec<u8>,
+        now: Instant,
+        max_datagrams: usize,
+        out: &mut Vec<u8>,
     ) -> Option<Transmit> {
-        unimplemented!()
+        if let Some((to, bytes)) = self.answers.pop_front() {
+            out.extend_from_slice(&bytes);
+            let transmit = Transmit {
+                to,
+                size: bytes.len(),
+                segment_size: None,
+            };
+            self.counters.count_sent(&transmit);
+            return Some(transmit);
+        }
+        while let Some(id) = self.ready.pop_front() {
+            let transmit = self.sessions.get_mut(&id).and_then(|entry| {
+                entry
+                    .session
+                    .poll_transmit(now, max_datagrams, out, &mut self.events)
+            });
+            if let Some(transmit) = transmit {
+                // It may have more: after the others.
+                self.ready.push_back(id);
+                self.counters.count_sent(&transmit);
+                return Some(transmit);
+            }
+            self.settle(id);
+        }
+        None
     }
+
     fn poll_event(&mut self) -> Option<Event> {
-        unimplemented!()
+        self.events.pop_front()
     }
+
     fn send(
         &mut self,
         _now: Instant,
-        _s: SessionId,
-        _c: Channel,
-        _m: Bytes,
+        session: SessionId,
+        channel: Channel,
+        message: Bytes,
     ) -> Result<(), SendError> {
-        unimplemented!()
+        let entry = self.sessions.get_mut(&session).ok_or(SendError::Closed)?;
+        let sent = entry.session.send(channel, message);
+        self.make_ready(session);
+        sent
     }
-    fn send_budget(&self, _session: SessionId, _channel: Channel) -> usize {
-        unimplemented!()
+
+    fn send_budget(&self, session: SessionId, channel: Channel) -> usize {
+        self.sessions
+            .get(&session)
+            .map_or(0, |entry| entry.session.send_budget(channel))
     }
-    fn consumed(&mut self, _session: SessionId, _channel: Channel, _message_bytes: usize) {
-        unimplemented!()
+
+    fn consumed(&mut self, session: SessionId, channel: Channel, message_bytes: usize) {
+        if let Some(entry) = self.sessions.get_mut(&session) {
+            entry.session.consumed(channel, message_bytes);
+            self.make_ready(session);
+        }
     }
-    fn admit(&mut self, _session: SessionId) {
-        unimplemented!()
+
+    fn admit(&mut self, session: SessionId) {
+        if let Some(entry) = self.sessions.get_mut(&session) {
+            entry.session.admit();
+            self.make_ready(session);
+        }
     }
-    fn close(&mut self, _now: Instant, _session: SessionId, _reason: Bye) {
-        unimplemented!()
+
+    fn close(&mut self, now: Instant, session: SessionId, reason: Bye) {
+        if let Some(entry) = self.sessions.get_mut(&session) {
+            entry.session.close(now, reason);
+            self.make_ready(session);
+        }
     }
-    fn stats(&self, _session: SessionId) -> Option<SessionStats> {
-        unimplemented!()
+
+    fn stats(&self, session: SessionId) -> Option<SessionStats> {
+        Some(self.sessions.get(&session)?.session.stats())
     }
+
     fn counters(&self) -> EndpointCounters {
-        unimplemented!()
+        self.counters
+    }
+}
+
+impl Load {
+    fn is_high(&mut self, now: Instant, threshold: u32) -> bool {
+        let elapsed = now.saturating_duration_since(self.second);
+        if elapsed >= Duration::from_secs(1) {
+            self.second = now;
+            self.handshakes = 0;
+        }
+        self.handshakes >= threshold
     }
 }

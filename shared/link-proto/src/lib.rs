@@ -5,17 +5,32 @@
 //! [`Endpoint`] loop; `shared/link` drives them over UDP.
 
 mod api;
+mod conversation;
+mod cookie;
+mod datagram;
 mod edge;
+mod feedback;
+mod frame;
 mod hub;
-pub mod session;
+mod lane;
+mod noise;
+mod pacing;
+mod rate;
+mod replay;
+mod rng;
+mod session;
+#[cfg(any(test, feature = "sim"))]
+#[allow(clippy::indexing_slicing, reason = "a test's world may fail loudly")]
+pub mod sim;
+#[cfg(test)]
+mod tests;
 
 pub use api::{
     Bye, Channel, Cipher, CloseReason, Endpoint, EndpointCounters, Event, MAX_MESSAGE_BYTES,
     SendError, SessionId, SessionStats, Transmit,
 };
+pub use datagram::MAX_DATAGRAM_BYTES;
 pub use edge::{EdgeConfig, EdgeEndpoint};
 pub use hub::{HubConfig, HubEndpoint};
-/// X25519 public key of a secret key (any 32 random bytes are one).
-pub fn public_key(_secret_key: &[u8; 32]) -> [u8; 32] {
-    unimplemented!()
-}
+pub use noise::public_key;
+pub use session::{KEYS_OUTLIVE, SILENCE, STRANGER_CREDIT};

@@ -1,0 +1,440 @@
+//! One KCP conversation: keeps the rules without which KCP stalls, and knows what it has in flight.
+//!
+//! Nothing reaches KCP that isn't checked: its own parser trusts `una`, sizes and fragment numbers. New
+//! packets come out only as many as the caller allows (KCP itself would send its whole window at once), and
+//! what comes out is kept in an outbox that never refuses: an error there would make KCP believe in packets
+//! that never left.
+
+#![expect(
+    clippy::disallowed_types,
+    reason = "KCP owns its output; this shares it with the one caller, who never waits for it"
+)]
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use kcp::{KCP_OVERHEAD, Kcp};
+
+use crate::{api::MAX_MESSAGE_BYTES, frame::KCP_MTU};
+
+/// Payload of one KCP packet.
+pub(crate) const KCP_MSS: usize = KCP_MTU - KCP_OVERHEAD;
+
+const MAX_FRAGMENTS: usize = MAX_MESSAGE_BYTES.div_ceil(KCP_MSS);
+
+/// KCP's own clockwork; also how often losses are looked for while packets are in flight.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A flush walks over all that is in flight: where that is much, it is done this often at most.
+const FLUSH_GAP: Duration = Duration::from_millis(1);
+
+/// Acknowledgements that are worth a flush by themselves.
+const ACKS_PER_FLUSH: usize = 16;
+
+const PUSH: u8 = 81;
+const ACK: u8 = 82;
+const WINDOW_ASK: u8 = 83;
+const WINDOW_TELL: u8 = 84;
+
+/// An authentic peer sent what no KCP sends: its fault.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+pub(crate) struct Conversation {
+    kcp: Kcp<Outbox>,
+    outbox: Outbox,
+    began: Instant,
+    receive_window: u16,
+    max_send_window: u16,
+    /// Mirror of KCP's first unacknowledged packet, and what is acknowledged after it.
+    una: u32,
+    acknowledged: VecDeque<bool>,
+    in_flight: usize,
+    /// One past the last packet of all messages given to KCP.
+    end: u32,
+    /// Messages not acknowledged whole: (one past the last packet, bytes).
+    messages: VecDeque<(u32, usize)>,
+    message_bytes: usize,
+    acks_owed: usize,
+    /// Acknowledgements came in: there may be packets to send again.
+    news: bool,
+    last_flush: Option<Instant>,
+}
+
+impl Conversation {
+    pub(crate) fn new(now: Instant, conv: u32, receive_window: u16, max_send_window: u16) -> Self {
+        let outbox = Outbox::default();
+        let mut kcp = Kcp::new(conv, outbox.clone());
+        // Fast resend after two later acknowledgements, no window of its own: pacing is ours (rule 2).
+        kcp.set_nodelay(true, TICK.as_millis() as i32, 2, true);
+        kcp.set_wndsize(1, receive_window);
+        // Can't fail: the MTU is a constant far above the least.
+        let _ = kcp.set_mtu(KCP_MTU);
+        Self {
+            kcp,
+            outbox,
+            began: now,
+            receive_window,
+            max_send_window,
+            una: 0,
+            acknowledged: VecDeque::new(),
+            in_flight: 0,
+            end: 0,
+            messages: VecDeque::new(),
+            message_bytes: 0,
+            acks_owed: 0,
+            news: false,
+            last_flush: None,
+        }
+    }
+
+    pub(crate) fn set_receive_window(&mut self, packets: u16) {
+        self.receive_window = packets;
+        self.kcp.set_wndsize(0, packets);
+    }
+
+    /// Raised where the line reorders, so that lateness isn't taken for loss.
+    pub(crate) fn set_fast_resend(&mut self, later_acks: u32) {
+        self.kcp.set_fast_resend(later_acks);
+    }
+
+    /// A KCP packet of the peer. Whole messages go to `deliver`.
+    pub(crate) fn input(
+        &mut self,
+        now: Instant,
+        packet: &[u8],
+        mut deliver: impl FnMut(Bytes),
+    ) -> Result<(), Malformed> {
+        self.check(packet)?;
+        self.limit_new(0);
+        self.update(now);
+        self.kcp.input(packet).map_err(|_| Malformed)?;
+        self.mirror(packet);
+        // KCP's receive window must never be seen closed: take all out before the next flush (rule 3).
+        while let Ok(size) = self.kcp.peeksize() {
+            if size > MAX_MESSAGE_BYTES {
+                return Err(Malformed);
+            }
+            let mut message = vec![0; size];
+            match self.kcp.recv(&mut message) {
+                Ok(_) => deliver(Bytes::from(message)),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a message to KCP; its packets leave as `flush` allows.
+    pub(crate) fn send(&mut self, message: &[u8]) {
+        let packets = message.len().div_ceil(KCP_MSS).max(1);
+        assert!(packets <= MAX_FRAGMENTS, "the caller keeps to the limit");
+        if self.kcp.send(message).is_ok() {
+            self.end = self.end.wrapping_add(packets as u32);
+            self.messages.push_back((self.end, message.len()));
+            self.message_bytes += message.len();
+        }
+    }
+
+    /// Packets given to KCP that never left.
+    pub(crate) fn unsent_packets(&self) -> usize {
+        self.end.wrapping_sub(self.next()) as usize
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Bytes of messages that are not acknowledged whole.
+    pub(crate) fn message_bytes(&self) -> usize {
+        self.message_bytes
+    }
+
+    /// Packets sent so far, as KCP counts them.
+    pub(crate) fn next(&self) -> u32 {
+        self.una.wrapping_add(self.acknowledged.len() as u32)
+    }
+
+    /// How many more packets may be unacknowledged.
+    pub(crate) fn window_room(&self) -> usize {
+        usize::from(self.max_send_window.min(self.kcp.rmt_wnd()))
+            .saturating_sub(self.acknowledged.len())
+    }
+
+    /// When `flush` should be called, with no new packet to send; `None`: not before something comes in.
+    pub(crate) fn flush_at(&self) -> Option<Instant> {
+        let last = self.last_flush.unwrap_or(self.began);
+        if self.acks_owed >= ACKS_PER_FLUSH && self.in_flight == 0 {
+            Some(last)
+        } else if self.acks_owed > 0 || self.news {
+            Some(last + FLUSH_GAP)
+        } else if self.in_flight > 0 {
+            Some(last + TICK)
+        } else {
+            None
+        }
+    }
+
+    /// Whether walking over all in flight pays for so few new packets.
+    pub(crate) fn may_send(&self, now: Instant, new_packets: usize) -> bool {
+        new_packets > 0
+            && (self.in_flight <= 64 * new_packets
+                || self.last_flush.is_none_or(|last| now >= last + FLUSH_GAP))
+    }
+
+    /// Lets out acknowledgements, what was lost, and up to `new_packets` new packets.
+    pub(crate) fn flush(&mut self, now: Instant, new_packets: usize) {
+        self.limit_new(new_packets);
+        self.update(now);
+        // The outbox never fails.
+        let _ = self.kcp.flush();
+        self.take_notice();
+        self.acks_owed = 0;
+        self.news = false;
+        self.last_flush = Some(now);
+    }
+
+    /// A packet that only acknowledges, next in line.
+    pub(crate) fn pop_ack(&mut self) -> Option<Vec<u8>> {
+        self.outbox.lock().acks.pop_front()
+    }
+
+    pub(crate) fn pop_data(&mut self) -> Option<Vec<u8>> {
+        self.outbox.lock().data.pop_front()
+    }
+
+    pub(crate) fn next_ack_bytes(&self) -> Option<usize> {
+        self.outbox.lock().acks.front().map(Vec::len)
+    }
+
+    pub(crate) fn next_data_bytes(&self) -> Option<usize> {
+        self.outbox.lock().data.front().map(Vec::len)
+    }
+
+    pub(crate) fn data_waiting(&self) -> usize {
+        self.outbox.lock().data.len()
+    }
+
+    /// Gives a packet's memory back for the next ones.
+    pub(crate) fn recycle(&mut self, packet: Vec<u8>) {
+        self.outbox.lock().recycle(packet);
+    }
+
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let outbox = self.outbox.lock();
+        (outbox.sent, outbox.resent)
+    }
+
+    fn update(&mut self, now: Instant) {
+        let now_ms = now.saturating_duration_since(self.began).as_millis() as u32;
+        let _ = self.kcp.update(now_ms);
+        self.take_notice();
+    }
+
+    /// KCP sends new packets while they are within its send window: set that to what is out plus what is
+    /// allowed. (Where nothing is out it takes no less than one.)
+    fn limit_new(&mut self, new_packets: usize) {
+        let window = (self.acknowledged.len() + new_packets)
+            .clamp(1, usize::from(self.max_send_window)) as u16;
+        self.kcp.set_wndsize(window, self.receive_window);
+    }
+
+    /// What the outbox saw leave for the first time is in flight now.
+    fn take_notice(&mut self) {
+        let new = std::mem::take(&mut self.outbox.lock().new);
+        self.acknowledged
+            .extend(std::iter::repeat_n(false, new));
+        self.in_flight += new;
+    }
+
+    fn check(&self, packet: &[u8]) -> Result<(), Malformed> {
+        let sent = self.acknowledged.len() as i32;
+        let mut segments = 0;
+        for segment in Segments(packet) {
+            let segment = segment?;
+            segments += 1;
+            let sane = segment.conv == self.kcp.conv()
+                && match segment.cmd {
+                    PUSH => {
+                        segment.len <= KCP_MSS && usize::from(segment.frg) < MAX_FRAGMENTS
+                    }
+                    ACK | WINDOW_ASK | WINDOW_TELL => segment.len == 0,
+                    _ => false,
+                }
+                && distance(segment.una, self.una) <= sent
+                && (segment.cmd != ACK || distance(segment.sn, self.una) < sent.max(1));
+            if !sane {
+                return Err(Malformed);
+            }
+        }
+        if segments == 0 { Err(Malformed) } else { Ok(()) }
+    }
+
+    fn mirror(&mut self, packet: &[u8]) {
+        for segment in Segments(packet).flatten() {
+            while distance(segment.una, self.una) > 0 && self.pop_acknowledged() {}
+            match segment.cmd {
+                PUSH => self.acks_owed += 1,
+                ACK => {
+                    self.news = true;
+                    let at = distance(segment.sn, self.una);
+                    if let Some(seen) = usize::try_from(at)
+                        .ok()
+                        .and_then(|at| self.acknowledged.get_mut(at))
+                        && !std::mem::replace(seen, true)
+                    {
+                        self.in_flight -= 1;
+                    }
+                    while self.acknowledged.front() == Some(&true) && self.pop_acknowledged() {}
+                }
+                _ => {}
+            }
+        }
+        while let Some(&(end, bytes)) = self.messages.front() {
+            if distance(end, self.una) > 0 {
+                break;
+            }
+            self.messages.pop_front();
+            self.message_bytes -= bytes;
+        }
+    }
+
+    fn pop_acknowledged(&mut self) -> bool {
+        match self.acknowledged.pop_front() {
+            Some(seen) => {
+                if !seen {
+                    self.in_flight -= 1;
+                }
+                self.una = self.una.wrapping_add(1);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+fn distance(later: u32, earlier: u32) -> i32 {
+    later.wrapping_sub(earlier).cast_signed()
+}
+
+/// The headers of a KCP packet (little-endian, as KCP has them).
+struct Segments<'a>(&'a [u8]);
+
+struct Segment {
+    conv: u32,
+    cmd: u8,
+    frg: u8,
+    sn: u32,
+    una: u32,
+    len: usize,
+}
+
+impl Iterator for Segments<'_> {
+    type Item = Result<Segment, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let taken = self.take();
+        if taken.is_none() {
+            self.0 = &[];
+        }
+        Some(taken.ok_or(Malformed))
+    }
+}
+
+impl Segments<'_> {
+    fn take(&mut self) -> Option<Segment> {
+        let (header, rest) = self.0.split_first_chunk::<KCP_OVERHEAD>()?;
+        let word = |at: usize| -> Option<u32> {
+            Some(u32::from_le_bytes(header.get(at..at + 4)?.try_into().ok()?))
+        };
+        let len = word(20)? as usize;
+        self.0 = rest.get(len..)?;
+        Some(Segment {
+            conv: word(0)?,
+            cmd: *header.get(4)?,
+            frg: *header.get(5)?,
+            sn: word(12)?,
+            una: word(16)?,
+            len,
+        })
+    }
+}
+
+/// Where KCP writes its packets.
+#[derive(Clone, Default)]
+struct Outbox(Arc<Mutex<Packets>>);
+
+#[derive(Default)]
+struct Packets {
+    acks: VecDeque<Vec<u8>>,
+    data: VecDeque<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+    /// The next packet number that wasn't sent yet, and how many were since the caller looked.
+    next: u32,
+    new: usize,
+    sent: u64,
+    resent: u64,
+}
+
+/// Enough spare buffers for a burst.
+const MAX_SPARE: usize = 64;
+
+/// Packets that wait for the pacer. What comes on top was sent before, since the caller lets out new ones
+/// only as they fit: it is dropped as the line would, and KCP sends it again.
+const MAX_WAITING: usize = 8192;
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, Packets> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Packets {
+    fn recycle(&mut self, mut packet: Vec<u8>) {
+        if self.spare.len() < MAX_SPARE {
+            packet.clear();
+            self.spare.push(packet);
+        }
+    }
+}
+
+impl Write for Outbox {
+    fn write(&mut self, packet: &[u8]) -> io::Result<usize> {
+        let mut packets = self.lock();
+        let mut carries_data = false;
+        for segment in Segments(packet).flatten() {
+            if segment.cmd == PUSH {
+                carries_data = true;
+                packets.sent += 1;
+                if segment.sn == packets.next {
+                    packets.next = packets.next.wrapping_add(1);
+                    packets.new += 1;
+                } else {
+                    packets.resent += 1;
+                }
+            }
+        }
+        if packets.data.len() >= MAX_WAITING || packets.acks.len() >= MAX_WAITING {
+            return Ok(packet.len());
+        }
+        let mut copy = packets.spare.pop().unwrap_or_default();
+        copy.extend_from_slice(packet);
+        if carries_data {
+            packets.data.push_back(copy);
+        } else {
+            packets.acks.push_back(copy);
+        }
+        Ok(packet.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,337 @@
+//! What is inside a transport datagram, once opened: a header and a run of frames.
+//!
+//! ```text
+//! header    generation u32 | sender's clock in µs u32
+//! frame     kind u8 | length u16 | body
+//! ```
+//! Kinds that are not known are skipped, so that later versions may add some.
+
+use crate::{
+    api::Bye,
+    datagram::{MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES},
+};
+
+pub(crate) const HEADER_BYTES: usize = 8;
+pub(crate) const FRAME_OVERHEAD: usize = 3;
+
+/// Room for header and frames.
+pub(crate) const MAX_PLAINTEXT_BYTES: usize =
+    MAX_DATAGRAM_BYTES - TRANSPORT_HEADER_BYTES - TAG_BYTES;
+
+/// A KCP packet of this size fills a datagram.
+pub(crate) const KCP_MTU: usize = MAX_PLAINTEXT_BYTES - HEADER_BYTES - FRAME_OVERHEAD;
+
+const PING: u8 = 0;
+const KCP: u8 = 1;
+const FEEDBACK: u8 = 2;
+const CREDIT: u8 = 3;
+const BYE: u8 = 4;
+
+const FEEDBACK_BYTES: usize = 44;
+const CREDIT_BYTES: usize = 24;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) generation: u32,
+    pub(crate) sent_us: u32,
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) enum Frame<'a> {
+    /// Asks for feedback at once.
+    Ping,
+    Kcp(&'a [u8]),
+    Feedback(Feedback),
+    /// Per channel: how many bytes (as [`crate::credit`] counts them) may be sent in this generation.
+    Credit([u64; 3]),
+    Bye(Bye),
+}
+
+/// What a receiver tells of the datagrams that reached it. Counts are since the session began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Feedback {
+    /// Highest datagram counter seen.
+    pub(crate) highest: u64,
+    pub(crate) datagrams: u64,
+    pub(crate) bytes: u64,
+    /// The sender's clock in the datagram `highest`, and how long ago that arrived.
+    pub(crate) echo_us: u32,
+    pub(crate) hold_us: u32,
+    /// The receiver's clock when the latest datagram arrived.
+    pub(crate) arrival_us: u32,
+    /// Least (receiver's clock − sender's clock) since the last feedback: the clocks' offset cancels out
+    /// in differences.
+    pub(crate) one_way_us: i32,
+    /// Datagrams that came after a later one.
+    pub(crate) reordered: u32,
+}
+
+pub(crate) fn parse_header(plain: &[u8]) -> Option<(Header, Frames<'_>)> {
+    let (generation, rest) = plain.split_first_chunk::<4>()?;
+    let (sent_us, rest) = rest.split_first_chunk::<4>()?;
+    let header = Header {
+        generation: u32::from_be_bytes(*generation),
+        sent_us: u32::from_be_bytes(*sent_us),
+    };
+    Some((header, Frames { rest }))
+}
+
+/// An authentic peer wrote something that doesn't parse: its fault.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+pub(crate) struct Frames<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<Frame<'a>, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.rest.is_empty() {
+            let frame = self.take();
+            match frame {
+                Some(Some(frame)) => return Some(Ok(frame)),
+                Some(None) => {}
+                None => {
+                    self.rest = &[];
+                    return Some(Err(Malformed));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl<'a> Frames<'a> {
+    /// `Some(None)`: a kind that isn't known.
+    fn take(&mut self) -> Option<Option<Frame<'a>>> {
+        let (&[kind, high, low], rest) = self.rest.split_first_chunk::<FRAME_OVERHEAD>()?;
+        let (body, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes([high, low])))?;
+        self.rest = rest;
+        Some(match kind {
+            PING => Some(Frame::Ping),
+            KCP => Some(Frame::Kcp(body)),
+            FEEDBACK => Some(Frame::Feedback(parse_feedback(body)?)),
+            CREDIT => {
+                let mut body = Reader(body);
+                Some(Frame::Credit([body.u64()?, body.u64()?, body.u64()?]))
+            }
+            BYE => Some(Frame::Bye(bye_of(*body.first()?))),
+            _ => None,
+        })
+    }
+}
+
+fn parse_feedback(body: &[u8]) -> Option<Feedback> {
+    let mut body = Reader(body);
+    Some(Feedback {
+        highest: body.u64()?,
+        datagrams: body.u64()?,
+        bytes: body.u64()?,
+        echo_us: body.u32()?,
+        hold_us: body.u32()?,
+        arrival_us: body.u32()?,
+        one_way_us: body.u32()?.cast_signed(),
+        reordered: body.u32()?,
+    })
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn u32(&mut self) -> Option<u32> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_be_bytes(*bytes))
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_be_bytes(*bytes))
+    }
+}
+
+fn bye_of(byte: u8) -> Bye {
+    match byte {
+        0 => Bye::Done,
+        1 => Bye::Shutdown,
+        2 => Bye::Refused,
+        3 => Bye::Violation,
+        other => Bye::Other(other),
+    }
+}
+
+fn bye_byte(bye: Bye) -> u8 {
+    match bye {
+        Bye::Done => 0,
+        Bye::Shutdown => 1,
+        Bye::Refused => 2,
+        Bye::Violation => 3,
+        Bye::Other(other) => other,
+    }
+}
+
+/// A datagram's plaintext while it is put together; never over [`MAX_PLAINTEXT_BYTES`].
+#[derive(Default)]
+pub(crate) struct Plaintext {
+    bytes: Vec<u8>,
+}
+
+impl Plaintext {
+    pub(crate) fn start(&mut self, header: Header) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(&header.generation.to_be_bytes());
+        self.bytes.extend_from_slice(&header.sent_us.to_be_bytes());
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn has_frames(&self) -> bool {
+        self.bytes.len() > HEADER_BYTES
+    }
+
+    pub(crate) fn fits(&self, body_bytes: usize) -> bool {
+        self.bytes.len() + FRAME_OVERHEAD + body_bytes <= MAX_PLAINTEXT_BYTES
+    }
+
+    /// Whether the frame fitted; if not, nothing was written.
+    #[must_use]
+    pub(crate) fn push(&mut self, frame: &Frame<'_>) -> bool {
+        match frame {
+            Frame::Ping => self.frame(PING, &[]),
+            Frame::Kcp(packet) => self.frame(KCP, packet),
+            Frame::Credit(limits) => {
+                let mut body = [0; CREDIT_BYTES];
+                for (place, limit) in body.chunks_exact_mut(8).zip(limits) {
+                    place.copy_from_slice(&limit.to_be_bytes());
+                }
+                self.frame(CREDIT, &body)
+            }
+            Frame::Bye(bye) => self.frame(BYE, &[bye_byte(*bye)]),
+            Frame::Feedback(feedback) => {
+                if !self.fits(FEEDBACK_BYTES) {
+                    return false;
+                }
+                self.head(FEEDBACK, FEEDBACK_BYTES);
+                for number in [feedback.highest, feedback.datagrams, feedback.bytes] {
+                    self.bytes.extend_from_slice(&number.to_be_bytes());
+                }
+                for number in [
+                    feedback.echo_us,
+                    feedback.hold_us,
+                    feedback.arrival_us,
+                    feedback.one_way_us.cast_unsigned(),
+                    feedback.reordered,
+                ] {
+                    self.bytes.extend_from_slice(&number.to_be_bytes());
+                }
+                true
+            }
+        }
+    }
+
+    fn frame(&mut self, kind: u8, body: &[u8]) -> bool {
+        if !self.fits(body.len()) {
+            return false;
+        }
+        self.head(kind, body.len());
+        self.bytes.extend_from_slice(body);
+        true
+    }
+
+    fn head(&mut self, kind: u8, length: usize) {
+        let [.., high, low] = (length as u32).to_be_bytes();
+        self.bytes.extend_from_slice(&[kind, high, low]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Feedback {
+        Feedback {
+            highest: 1,
+            datagrams: 2,
+            bytes: 3,
+            echo_us: 4,
+            hold_us: 5,
+            arrival_us: 6,
+            one_way_us: -7,
+            reordered: 8,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let header = Header { generation: 3, sent_us: 9 };
+        let frames = [
+            Frame::Ping,
+            Frame::Kcp(&[1, 2, 3]),
+            Frame::Feedback(sample()),
+            Frame::Credit([1, u64::MAX, 3]),
+            Frame::Bye(Bye::Other(77)),
+            Frame::Bye(Bye::Refused),
+        ];
+        let mut plain = Plaintext::default();
+        plain.start(header);
+        for frame in &frames {
+            assert!(plain.push(frame));
+        }
+        let (read, rest) = parse_header(plain.bytes()).unwrap();
+        assert_eq!(read, header);
+        let rest: Vec<_> = rest.map(|frame| frame.unwrap()).collect();
+        assert_eq!(rest, frames);
+    }
+
+    #[test]
+    fn exact_bytes() {
+        let mut plain = Plaintext::default();
+        plain.start(Header { generation: 1, sent_us: 0x0203_0405 });
+        assert!(plain.push(&Frame::Ping));
+        assert!(plain.push(&Frame::Bye(Bye::Shutdown)));
+        assert!(plain.push(&Frame::Kcp(&[0xaa, 0xbb])));
+        assert_eq!(
+            plain.bytes(),
+            [0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 4, 0, 1, 1, 1, 0, 2, 0xaa, 0xbb]
+        );
+    }
+
+    #[test]
+    fn a_full_kcp_packet_fills_the_datagram_exactly() {
+        let mut plain = Plaintext::default();
+        plain.start(Header { generation: 0, sent_us: 0 });
+        assert!(plain.push(&Frame::Kcp(&[0; KCP_MTU])));
+        assert_eq!(plain.bytes().len(), MAX_PLAINTEXT_BYTES);
+        assert!(!plain.push(&Frame::Ping));
+    }
+
+    #[test]
+    fn unknown_kinds_are_skipped_and_cut_off_frames_are_malformed() {
+        let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 200, 0, 2, 1, 1, 0, 0, 0];
+        let (_, frames) = parse_header(&bytes).unwrap();
+        assert_eq!(frames.collect::<Vec<_>>(), [Ok(Frame::Ping)]);
+        let (_, frames) = parse_header(&bytes[..12]).unwrap();
+        assert_eq!(frames.collect::<Vec<_>>(), [Err(Malformed)]);
+        assert!(parse_header(&bytes[..7]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1400)) {
+            if let Some((_, frames)) = parse_header(&bytes) {
+                prop_assert!(frames.count() <= bytes.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! A channel as its session keeps it: a short queue, credit in both directions, a KCP conversation.
+//!
+//! Credit is what keeps memory bounded (invariant 5): a sender never has more under way than the receiving
+//! application has room for, so that KCP's own receive window never closes.
+
+use std::{collections::VecDeque, time::Instant};
+
+use bytes::Bytes;
+
+use crate::{
+    api::Channel,
+    conversation::{Conversation, KCP_MSS, Malformed},
+    session::STRANGER_CREDIT,
+};
+
+/// What a message costs beside its bytes, so that many small ones are bounded too.
+const MESSAGE_OVERHEAD: u64 = 64;
+
+/// Receive window of KCP before the peer is admitted: the least that KCP takes.
+const STRANGER_PACKETS: u16 = 128;
+
+/// A channel's limits once the peer is admitted.
+struct Window {
+    credit: u64,
+    packets: u16,
+}
+
+/// Bulk carries 300 Mbit/s over 200 ms. Live and control are a fraction of that.
+fn window(channel: Channel) -> Window {
+    match channel {
+        Channel::Control => Window {
+            credit: 512 * 1024,
+            packets: 1024,
+        },
+        Channel::Live => Window {
+            credit: 4 * 1024 * 1024,
+            packets: 4096,
+        },
+        Channel::Bulk => Window {
+            credit: 8 * 1024 * 1024,
+            packets: 8192,
+        },
+    }
+}
+
+pub(crate) struct Lane {
+    channel: Channel,
+    pub(crate) conversation: Conversation,
+    queue: VecDeque<Bytes>,
+    queued_bytes: usize,
+    /// A `send` was refused: tell when there is room.
+    refused: bool,
+    admitted: bool,
+    sent: u64,
+    may_send: u64,
+    received: u64,
+    consumed: u64,
+    announced: u64,
+}
+
+impl Lane {
+    pub(crate) fn new(now: Instant, channel: Channel, generation: u32, admitted: bool) -> Self {
+        let packets = window(channel).packets;
+        let mut lane = Self {
+            channel,
+            conversation: Conversation::new(
+                now,
+                conv(channel, generation),
+                STRANGER_PACKETS,
+                packets,
+            ),
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            refused: false,
+            admitted: false,
+            sent: 0,
+            may_send: STRANGER_CREDIT,
+            received: 0,
+            consumed: 0,
+            announced: STRANGER_CREDIT,
+        };
+        if admitted {
+            lane.admit();
+        }
+        lane
+    }
+
+    pub(crate) fn admit(&mut self) {
+        self.admitted = true;
+        self.conversation
+            .set_receive_window(window(self.channel).packets);
+    }
+
+    pub(crate) fn push(&mut self, message: Bytes) {
+        self.queued_bytes += message.len() + MESSAGE_OVERHEAD as usize;
+        self.queue.push_back(message);
+    }
+
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    pub(crate) fn outstanding_bytes(&self) -> usize {
+        self.conversation.message_bytes() + self.queue.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.conversation.message_bytes() == 0
+    }
+
+    pub(crate) fn note_refusal(&mut self) {
+        self.refused = true;
+    }
+
+    /// Whether to say `Writable`, once.
+    pub(crate) fn take_writable(&mut self, limit: usize) -> bool {
+        // Half empty, or each message would cost a wake-up.
+        let writable = self.refused && self.queued_bytes <= limit / 2;
+        if writable {
+            self.refused = false;
+        }
+        writable
+    }
+
+    /// Moves messages into KCP until it has `packets` that it could send, as far as credit goes.
+    pub(crate) fn feed(&mut self, packets: usize) -> usize {
+        let mut fed = 0;
+        while self.conversation.unsent_packets() < packets {
+            let Some(message) = self.queue.front() else {
+                break;
+            };
+            let cost = cost(message.len());
+            if self.sent + cost > self.may_send {
+                break;
+            }
+            self.sent += cost;
+            self.queued_bytes -= message.len() + MESSAGE_OVERHEAD as usize;
+            self.conversation.send(message);
+            self.queue.pop_front();
+            fed += 1;
+        }
+        fed
+    }
+
+    /// Packets that wait for nothing but the pacer.
+    pub(crate) fn ready_packets(&self) -> usize {
+        let first = match self.queue.front() {
+            Some(first) if self.sent + cost(first.len()) <= self.may_send => {
+                self.queued_bytes.div_ceil(KCP_MSS).max(1)
+            }
+            _ => 0,
+        };
+        (self.conversation.unsent_packets() + first).min(self.conversation.window_room())
+    }
+
+    pub(crate) fn on_packet(
+        &mut self,
+        now: Instant,
+        packet: &[u8],
+        mut deliver: impl FnMut(Bytes),
+    ) -> Result<(), Malformed> {
+        let received = &mut self.received;
+        self.conversation.input(now, packet, |message| {
+            *received += cost(message.len());
+            deliver(message);
+        })?;
+        // More than was ever allowed: no honest peer does that.
+        if self.received > self.announced.max(self.limit()) {
+            return Err(Malformed);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn consumed(&mut self, message_bytes: usize) {
+        self.consumed = (self.consumed + cost(message_bytes)).min(self.received);
+    }
+
+    /// Credit only grows; a late announcement changes nothing.
+    pub(crate) fn on_credit(&mut self, limit: u64) {
+        self.may_send = self.may_send.max(limit);
+    }
+
+    /// Whether the peer's credit has grown enough to tell it.
+    pub(crate) fn owes_credit(&self) -> bool {
+        self.limit() >= self.announced + self.window() / 4
+    }
+
+    pub(crate) fn announce(&mut self) -> u64 {
+        self.announced = self.announced.max(self.limit());
+        self.announced
+    }
+
+    fn limit(&self) -> u64 {
+        self.consumed + self.window()
+    }
+
+    fn window(&self) -> u64 {
+        if self.admitted {
+            window(self.channel).credit
+        } else {
+            STRANGER_CREDIT
+        }
+    }
+}
+
+fn cost(message_bytes: usize) -> u64 {
+    message_bytes as u64 + MESSAGE_OVERHEAD
+}
+
+/// A conversation's id: no packet of an older generation can be taken for one of this.
+fn conv(channel: Channel, generation: u32) -> u32 {
+    (generation << 2) | channel.index() as u32
+}

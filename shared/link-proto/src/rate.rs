@@ -1,0 +1,442 @@
+//! The sender's half of rate control: how fast the pacer may go.
+//!
+//! The rate follows what the receiver says was delivered, and the delay that this built up. Growing delay
+//! means that a queue stands somewhere: back off. Loss alone means nothing (radio loses at any rate): what
+//! is lost even when sending a little slower than was delivered is the line's own loss, and is made up for.
+//!
+//! Everything is judged by rounds: a round ends when a datagram sent after its beginning is known to have
+//! arrived. It is a round trip, or a feedback interval where that is longer.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::frame::Feedback;
+
+/// Bytes per second: a line is tried at 2.5 Mbit/s first, which any camera's uplink has.
+const INITIAL_RATE: f64 = 312_500.0;
+/// 150 kbit/s: below this no video gets through anyhow, and recovery would take minutes.
+const MIN_RATE: f64 = 18_750.0;
+/// 10 Gbit/s.
+const MAX_RATE: f64 = 1.25e9;
+
+/// A queue of less than this is jitter, not a sign.
+const QUEUE_TOLERANCE: Duration = Duration::from_millis(20);
+
+/// How many limited rounds a delivery rate is remembered.
+const BANDWIDTH_ROUNDS: usize = 10;
+
+/// A round has this many datagrams at least, or its numbers would be noise.
+const MIN_ROUND_DATAGRAMS: u64 = 10;
+
+/// The bare delay of the path is the least of so long a time: shorter would take a standing queue for the
+/// path, longer would hold on to a path that is no more.
+const BASE_WINDOW: Duration = Duration::from_secs(10);
+
+/// Loss is never made up for beyond this: half of what is sent.
+const MAX_COMPENSATED_LOSS: f64 = 0.5;
+
+/// Below the delivered rate first, which drains the queue and shows the line's own loss; then a while at
+/// it; then a probe above.
+const GAINS: [f64; 6] = [0.8, 1.0, 1.0, 1.0, 1.0, 1.25];
+
+pub(crate) struct RateController {
+    phase: Phase,
+    rate: f64,
+    /// Delivery rates of the latest limited rounds.
+    bandwidth: VecDeque<f64>,
+    base_loss: f64,
+    loss: f64,
+    srtt: Option<Duration>,
+    min_rtt: WindowedMin<Duration>,
+    /// Least one-way time, relative to the first one (clock offset cancels out).
+    base_one_way: WindowedMin<i64>,
+    first_one_way: Option<i32>,
+    queue: Duration,
+    latest: Option<Feedback>,
+    round: Option<Round>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Phase {
+    /// Doubles each round until the line is full.
+    Startup { best: f64, flat_rounds: u8 },
+    /// Goes through [`GAINS`].
+    Steady { step: usize },
+    /// A queue stands: sends less until it is gone. The first round still shows what went out before.
+    BackOff {
+        since_rate: f64,
+        since_queue: Duration,
+        rounds: u8,
+    },
+}
+
+/// What was sent between the ends of two rounds, and the feedback from which its arrival is counted.
+struct Round {
+    began: Instant,
+    first_counter: u64,
+    bytes_at_start: u64,
+    gain: f64,
+    rate: f64,
+    feedback: Feedback,
+    least_queue: Option<Duration>,
+    before: Option<Sent>,
+}
+
+#[derive(Clone, Copy)]
+struct Sent {
+    rate: f64,
+    gain: f64,
+    /// The pacer was what held it back, not a lack of data.
+    limited: bool,
+}
+
+impl RateController {
+    pub(crate) fn new() -> Self {
+        Self {
+            phase: Phase::Startup {
+                best: 0.0,
+                flat_rounds: 0,
+            },
+            rate: INITIAL_RATE,
+            bandwidth: VecDeque::with_capacity(BANDWIDTH_ROUNDS),
+            base_loss: 0.0,
+            loss: 0.0,
+            srtt: None,
+            min_rtt: WindowedMin::new(),
+            base_one_way: WindowedMin::new(),
+            first_one_way: None,
+            queue: Duration::ZERO,
+            latest: None,
+            round: None,
+        }
+    }
+
+    /// Bytes per second for the pacer.
+    pub(crate) fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    pub(crate) fn loss(&self) -> f64 {
+        self.loss
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        self.srtt
+    }
+
+    pub(crate) fn min_rtt(&self) -> Option<Duration> {
+        self.min_rtt.get()
+    }
+
+    pub(crate) fn queueing_delay(&self) -> Duration {
+        self.queue
+    }
+
+    /// What may be unacknowledged: two bandwidth-delay products with some room for the acknowledgements'
+    /// own delay. Beyond that nothing would arrive sooner.
+    pub(crate) fn window_bytes(&self) -> f64 {
+        /// Before the first answer: a long line's.
+        const UNKNOWN_RTT: Duration = Duration::from_millis(300);
+        const ACK_DELAY: Duration = Duration::from_millis(40);
+        const MIN_WINDOW: f64 = 48.0 * 1232.0;
+        let rtt = self.min_rtt.get().unwrap_or(UNKNOWN_RTT) + ACK_DELAY;
+        (2.0 * self.rate * rtt.as_secs_f64()).max(MIN_WINDOW)
+    }
+
+    /// After a silence the path may be another: what was measured on the old one is void, and half its rate
+    /// a careful beginning.
+    pub(crate) fn after_silence(&mut self) {
+        let rate = (self.rate / 2.0).max(INITIAL_RATE.min(self.rate));
+        let (srtt, loss) = (self.srtt, self.loss);
+        *self = Self::new();
+        self.rate = rate.clamp(MIN_RATE, MAX_RATE);
+        self.srtt = srtt;
+        self.loss = loss;
+    }
+
+    /// The peer has another address: other delays, perhaps; the rate may stay until they are known.
+    pub(crate) fn path_changed(&mut self) {
+        self.min_rtt = WindowedMin::new();
+        self.base_one_way = WindowedMin::new();
+        self.first_one_way = None;
+        self.round = None;
+    }
+
+    /// `now_us` is the clock that our datagrams carry; `next_counter` and `bytes_sent` say how far sending is.
+    pub(crate) fn on_feedback(
+        &mut self,
+        now: Instant,
+        now_us: u32,
+        next_counter: u64,
+        bytes_sent: u64,
+        feedback: &Feedback,
+    ) {
+        if feedback.highest >= next_counter
+            || self.latest.is_some_and(|latest| {
+                feedback.datagrams < latest.datagrams || feedback.highest < latest.highest
+            })
+        {
+            return; // overtaken by a later one, or nonsense
+        }
+        self.measure_rtt(now, now_us, feedback);
+        let queue = self.measure_queue(now, feedback);
+        self.latest = Some(*feedback);
+
+        let Some(round) = &mut self.round else {
+            self.round = Some(self.begin_round(now, next_counter, bytes_sent, *feedback, None));
+            return;
+        };
+        round.least_queue = Some(round.least_queue.map_or(queue, |least| least.min(queue)));
+        let datagrams = feedback.highest.saturating_sub(round.feedback.highest);
+        if feedback.highest < round.first_counter || datagrams < MIN_ROUND_DATAGRAMS {
+            return;
+        }
+        self.end_round(now, next_counter, bytes_sent, feedback);
+    }
+
+    fn measure_rtt(&mut self, now: Instant, now_us: u32, feedback: &Feedback) {
+        let rtt_us = now_us
+            .wrapping_sub(feedback.echo_us)
+            .wrapping_sub(feedback.hold_us)
+            .cast_signed();
+        let Ok(rtt_us) = u64::try_from(rtt_us) else {
+            return;
+        };
+        let rtt = Duration::from_micros(rtt_us.max(1));
+        self.min_rtt.add(now, rtt);
+        self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
+    }
+
+    fn measure_queue(&mut self, now: Instant, feedback: &Feedback) -> Duration {
+        let first = *self.first_one_way.get_or_insert(feedback.one_way_us);
+        let one_way = i64::from(feedback.one_way_us.wrapping_sub(first));
+        self.base_one_way.add(now, one_way);
+        let base = self.base_one_way.get().unwrap_or(one_way);
+        Duration::from_micros((one_way - base).try_into().unwrap_or(0))
+    }
+
+    fn begin_round(
+        &self,
+        now: Instant,
+        next_counter: u64,
+        bytes_sent: u64,
+        feedback: Feedback,
+        before: Option<Sent>,
+    ) -> Round {
+        Round {
+            began: now,
+            first_counter: next_counter,
+            bytes_at_start: bytes_sent,
+            gain: match self.phase {
+                Phase::Steady { step } => gain(step),
+                Phase::Startup { .. } | Phase::BackOff { .. } => 1.0,
+            },
+            rate: self.rate,
+            feedback,
+            least_queue: None,
+            before,
+        }
+    }
+
+    fn end_round(&mut self, now: Instant, next_counter: u64, bytes_sent: u64, feedback: &Feedback) {
+        let Some(round) = self.round.take() else {
+            return;
+        };
+        let seconds = now.saturating_duration_since(round.began).as_secs_f64();
+        if seconds <= 0.0 {
+            self.round = Some(round);
+            return;
+        }
+        let send_rate = (bytes_sent - round.bytes_at_start) as f64 / seconds;
+        let this = Sent {
+            rate: send_rate,
+            gain: round.gain,
+            limited: send_rate >= 0.7 * round.rate,
+        };
+        // On a short path the feedback tells of what was sent in this very round, on a long one of what was
+        // sent in the round before.
+        let middle = round.first_counter + (next_counter - round.first_counter) / 2;
+        let told = if feedback.highest > middle {
+            Some(this)
+        } else {
+            round.before
+        };
+
+        let sent = feedback.highest - round.feedback.highest;
+        let arrived = feedback.datagrams - round.feedback.datagrams;
+        let loss = sent.saturating_sub(arrived) as f64 / sent as f64;
+        self.loss += (loss - self.loss) * (sent as f64 / 200.0).clamp(0.05, 0.5);
+
+        let arrival_us = feedback.arrival_us.wrapping_sub(round.feedback.arrival_us);
+        let bytes = feedback.bytes.saturating_sub(round.feedback.bytes);
+        let delivery = bytes as f64 / f64::from(arrival_us.max(1)) * 1e6;
+        self.queue = round.least_queue.unwrap_or_default();
+        if let Some(told) = told {
+            // A burst that jitter pressed together arrives faster than the line carries.
+            self.judge(now, told, delivery.min(told.rate), loss, sent);
+        }
+        self.round = Some(self.begin_round(now, next_counter, bytes_sent, *feedback, Some(this)));
+    }
+
+    fn judge(&mut self, now: Instant, sent: Sent, delivery: f64, loss: f64, datagrams: u64) {
+        let best = self.bandwidth();
+        if sent.limited || delivery > best {
+            if self.bandwidth.len() == BANDWIDTH_ROUNDS {
+                self.bandwidth.pop_front();
+            }
+            self.bandwidth.push_back(delivery);
+        }
+        if sent.gain < 1.0 && datagrams >= 2 * MIN_ROUND_DATAGRAMS {
+            self.base_loss = (self.base_loss + loss.min(MAX_COMPENSATED_LOSS)) / 2.0;
+        }
+        let queue_stands = self.queue > self.tolerated_queue();
+        let rate = match self.phase {
+            Phase::Startup { .. } | Phase::Steady { .. } if queue_stands && sent.limited => {
+                self.back_off(delivery)
+            }
+            _ if !sent.limited && !matches!(self.phase, Phase::BackOff { .. }) => return,
+            Phase::Startup { best, flat_rounds } => self.start_up(best, flat_rounds),
+            Phase::Steady { step } => {
+                let step = (step + 1) % GAINS.len();
+                self.phase = Phase::Steady { step };
+                self.capacity() * gain(step)
+            }
+            Phase::BackOff {
+                since_rate,
+                since_queue,
+                rounds,
+            } => self.recover(now, since_rate, since_queue, rounds, delivery, queue_stands),
+        };
+        self.rate = rate.clamp(MIN_RATE, MAX_RATE);
+    }
+
+    fn start_up(&mut self, best: f64, flat_rounds: u8) -> f64 {
+        let bandwidth = self.bandwidth();
+        if bandwidth > best * 1.25 {
+            self.phase = Phase::Startup {
+                best: bandwidth,
+                flat_rounds: 0,
+            };
+        } else if flat_rounds < 2 {
+            self.phase = Phase::Startup {
+                best,
+                flat_rounds: flat_rounds + 1,
+            };
+            return self.rate;
+        } else {
+            // The line is full, though no queue is seen: the lower step comes first and shows its own loss.
+            self.base_loss = self.loss.min(MAX_COMPENSATED_LOSS);
+            self.phase = Phase::Steady { step: 0 };
+            return self.capacity() * gain(0);
+        }
+        self.rate * 2.0
+    }
+
+    /// What came through while a queue stands is what the line carries.
+    fn back_off(&mut self, delivery: f64) -> f64 {
+        self.phase = Phase::BackOff {
+            since_rate: self.rate,
+            since_queue: self.queue,
+            rounds: 0,
+        };
+        self.bandwidth.clear();
+        self.bandwidth.push_back(delivery);
+        self.capacity() * self.drain_gain()
+    }
+
+    fn recover(
+        &mut self,
+        now: Instant,
+        since_rate: f64,
+        since_queue: Duration,
+        rounds: u8,
+        delivery: f64,
+        queue_stands: bool,
+    ) -> f64 {
+        if !queue_stands {
+            self.phase = Phase::Steady { step: 1 };
+            return self.capacity();
+        }
+        self.phase = Phase::BackOff {
+            since_rate,
+            since_queue,
+            rounds: rounds.saturating_add(1),
+        };
+        // The first round after a step down still tells of the time before it.
+        if rounds % 2 == 0 {
+            return self.rate;
+        }
+        if self.rate < since_rate / 2.0 && self.queue > since_queue.mul_f64(0.75) {
+            // Half the rate did not shorten the queue: it isn't ours, or the path itself became longer.
+            self.base_one_way = WindowedMin::new();
+            self.first_one_way = None;
+            self.phase = Phase::Steady { step: 1 };
+            let _ = now;
+            return self.rate;
+        }
+        self.bandwidth.clear();
+        self.bandwidth.push_back(delivery.max(self.rate / 2.0));
+        (self.capacity() * self.drain_gain()).min(self.rate)
+    }
+
+    fn drain_gain(&self) -> f64 {
+        if self.queue > 3 * self.tolerated_queue() {
+            0.5
+        } else {
+            0.8
+        }
+    }
+
+    fn bandwidth(&self) -> f64 {
+        self.bandwidth.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// What must be sent for the line to be full behind its own loss.
+    fn capacity(&self) -> f64 {
+        self.bandwidth() / (1.0 - self.base_loss)
+    }
+
+    fn tolerated_queue(&self) -> Duration {
+        let rtt = self.min_rtt.get().unwrap_or_default();
+        QUEUE_TOLERANCE.max(rtt / 5)
+    }
+}
+
+fn gain(step: usize) -> f64 {
+    GAINS.get(step).copied().unwrap_or(1.0)
+}
+
+/// The least value of the last one to two half windows.
+struct WindowedMin<T> {
+    current: Option<T>,
+    previous: Option<T>,
+    turn_at: Option<Instant>,
+}
+
+impl<T: Copy + Ord> WindowedMin<T> {
+    fn new() -> Self {
+        Self {
+            current: None,
+            previous: None,
+            turn_at: None,
+        }
+    }
+
+    fn add(&mut self, now: Instant, value: T) {
+        let turn_at = *self.turn_at.get_or_insert(now + BASE_WINDOW / 2);
+        if now >= turn_at {
+            self.previous = self.current.take();
+            self.turn_at = Some(now + BASE_WINDOW / 2);
+        }
+        self.current = Some(self.current.map_or(value, |least| least.min(value)));
+    }
+
+    fn get(&self) -> Option<T> {
+        match (self.current, self.previous) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}

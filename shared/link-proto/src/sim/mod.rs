@@ -1,0 +1,17 @@
+//! A simulated world: one hub, some edges, and lines between them that lose, delay, reorder, duplicate and
+//! choke, all from one seed. Time jumps from event to event; nothing sleeps.
+
+mod network;
+mod world;
+
+pub use network::{Bursts, Line, Network};
+pub use world::{Edge, HUB_ADDRESS, Who, World};
+
+/// The beginning of simulated time. (An `Instant` can only be had from the clock; what it is does not matter.)
+#[expect(
+    clippy::disallowed_methods,
+    reason = "simulated time needs a first instant"
+)]
+pub fn start() -> std::time::Instant {
+    std::time::Instant::now()
+}

@@ -1,0 +1,1 @@
+//! Two real endpoints over a simulated line, by behaviour.
