@@ -2,6 +2,7 @@
 //!
 //! Nothing of video, stores or links belongs here.
 
+pub mod clock;
 pub mod config;
 pub mod durable;
 pub mod exit;
