@@ -246,8 +246,7 @@ impl Conversation {
     /// What the outbox saw leave for the first time is in flight now.
     fn take_notice(&mut self) {
         let new = std::mem::take(&mut self.outbox.lock().new);
-        self.acknowledged
-            .extend(std::iter::repeat_n(false, new));
+        self.acknowledged.extend(std::iter::repeat_n(false, new));
         self.in_flight += new;
     }
 
@@ -259,9 +258,7 @@ impl Conversation {
             segments += 1;
             let sane = segment.conv == self.kcp.conv()
                 && match segment.cmd {
-                    PUSH => {
-                        segment.len <= KCP_MSS && usize::from(segment.frg) < MAX_FRAGMENTS
-                    }
+                    PUSH => segment.len <= KCP_MSS && usize::from(segment.frg) < MAX_FRAGMENTS,
                     ACK | WINDOW_ASK | WINDOW_TELL => segment.len == 0,
                     _ => false,
                 }
@@ -271,7 +268,11 @@ impl Conversation {
                 return Err(Malformed);
             }
         }
-        if segments == 0 { Err(Malformed) } else { Ok(()) }
+        if segments == 0 {
+            Err(Malformed)
+        } else {
+            Ok(())
+        }
     }
 
     fn mirror(&mut self, packet: &[u8]) {

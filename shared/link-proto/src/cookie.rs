@@ -89,9 +89,12 @@ impl CookieJar {
         initiation: &Initiation<'_>,
     ) -> bool {
         self.turn(now, rng);
-        [&self.current, &self.previous]
-            .into_iter()
-            .any(|secret| equal(&mac2(&bake(secret, from), &initiation.mac1), &initiation.mac2))
+        [&self.current, &self.previous].into_iter().any(|secret| {
+            equal(
+                &mac2(&bake(secret, from), &initiation.mac1),
+                &initiation.mac2,
+            )
+        })
     }
 
     fn turn(&mut self, now: Instant, rng: &mut Rng) {
@@ -148,7 +151,14 @@ mod tests {
         let noise = &[5; 1160];
         let mac1 = macs.mac1(&header, noise);
         let mac2 = cookie.map_or([0; 16], |cookie| mac2(cookie, &mac1));
-        Initiation { cipher: Cipher::AesGcm, sender: 3, header, mac1, mac2, noise }
+        Initiation {
+            cipher: Cipher::AesGcm,
+            sender: 3,
+            header,
+            mac1,
+            mac2,
+            noise,
+        }
     }
 
     #[test]
@@ -173,7 +183,13 @@ mod tests {
         let plain = initiation(&macs, None);
         assert!(!jar.accepts(start, &mut rng, here, &plain));
         let with = initiation(&macs, Some(&cookie));
-        for (seconds, fits) in [(0, true), (119, true), (121, true), (239, true), (250, false)] {
+        for (seconds, fits) in [
+            (0, true),
+            (119, true),
+            (121, true),
+            (239, true),
+            (250, false),
+        ] {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(jar.accepts(now, &mut rng, here, &with), fits, "{seconds} s");
         }
@@ -182,7 +198,10 @@ mod tests {
         let with = initiation(&macs, Some(&cookie));
         assert!(jar.accepts(now, &mut rng, here, &with));
         for elsewhere in ["192.0.2.1:1001", "192.0.2.2:1000", "[2001:db8::1]:1000"] {
-            assert!(!jar.accepts(now, &mut rng, elsewhere.parse().unwrap(), &with), "{elsewhere}");
+            assert!(
+                !jar.accepts(now, &mut rng, elsewhere.parse().unwrap(), &with),
+                "{elsewhere}"
+            );
         }
     }
 

@@ -182,9 +182,7 @@ pub(crate) fn emit_cookie_reply(receiver: u32, masked: &Mac, tag: &Mac) -> Vec<u
 pub(crate) fn transport_header(receiver: u32, counter: u64) -> [u8; TRANSPORT_HEADER_BYTES] {
     let [a, b, c, d] = receiver.to_be_bytes();
     let [e, f, g, h, i, j, k, l] = counter.to_be_bytes();
-    [
-        TRANSPORT, 0, 0, 0, a, b, c, d, e, f, g, h, i, j, k, l,
-    ]
+    [TRANSPORT, 0, 0, 0, a, b, c, d, e, f, g, h, i, j, k, l]
 }
 
 #[cfg(test)]
@@ -197,15 +195,23 @@ mod tests {
     fn exact_bytes() {
         assert_eq!(
             transport_header(0x0102_0304, 0x1122_3344_5566_7788),
-            [4, 0, 0, 0, 1, 2, 3, 4, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]
+            [
+                4, 0, 0, 0, 1, 2, 3, 4, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88
+            ]
         );
         assert_eq!(
             initiation_header(Cipher::ChaChaPoly, 0xa0b0_c0d0),
             [1, 1, 1, 0, 0xa0, 0xb0, 0xc0, 0xd0]
         );
         assert_eq!(emit_response(1, 2, &[9; 64]).len(), RESPONSE_BYTES);
-        assert_eq!(emit_response(1, 2, &[9; 64])[..12], [2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2]);
-        assert_eq!(emit_cookie_reply(1, &[2; 16], &[3; 16]).len(), COOKIE_REPLY_BYTES);
+        assert_eq!(
+            emit_response(1, 2, &[9; 64])[..12],
+            [2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2]
+        );
+        assert_eq!(
+            emit_cookie_reply(1, &[2; 16], &[3; 16]).len(),
+            COOKIE_REPLY_BYTES
+        );
     }
 
     #[test]
@@ -227,17 +233,30 @@ mod tests {
         );
         assert_eq!(
             Datagram::parse(&emit_response(5, 6, &[9; 64])),
-            Some(Datagram::Response { receiver: 5, sender: 6, noise: &[9; 64] })
+            Some(Datagram::Response {
+                receiver: 5,
+                sender: 6,
+                noise: &[9; 64]
+            })
         );
         assert_eq!(
             Datagram::parse(&emit_cookie_reply(5, &[1; 16], &[2; 16])),
-            Some(Datagram::CookieReply { receiver: 5, masked: [1; 16], tag: [2; 16] })
+            Some(Datagram::CookieReply {
+                receiver: 5,
+                masked: [1; 16],
+                tag: [2; 16]
+            })
         );
     }
 
     #[test]
     fn wrong_sizes_types_and_versions_are_refused() {
-        let good = emit_initiation(&initiation_header(Cipher::AesGcm, 1), &[0; 16], &[0; 16], &[0; 1160]);
+        let good = emit_initiation(
+            &initiation_header(Cipher::AesGcm, 1),
+            &[0; 16],
+            &[0; 16],
+            &[0; 1160],
+        );
         assert!(Datagram::parse(&good).is_some());
         for (at, value) in [(0, 0), (0, 5), (1, 2), (2, 2), (3, 1)] {
             let mut bad = good.clone();

@@ -307,10 +307,17 @@ impl EdgeEndpoint {
                     CloseReason::Peer(Bye::Refused | Bye::Violation) | CloseReason::Violation => {
                         REFUSED_RETRY.mul_f64(self.rng.between(JITTER.0, JITTER.1))
                     }
-                    CloseReason::Peer(_) => FIRST_RETRY.mul_f64(self.rng.between(JITTER.0, JITTER.1)),
+                    CloseReason::Peer(_) => {
+                        FIRST_RETRY.mul_f64(self.rng.between(JITTER.0, JITTER.1))
+                    }
                     CloseReason::TimedOut | CloseReason::Replaced => Duration::ZERO,
                 };
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn ticket(&self, session: SessionId) -> Option<u64> {
+        self.of(session).map(|known| known.ticket)
     }
 
     fn of(&self, session: SessionId) -> Option<&Session> {
@@ -421,7 +428,8 @@ impl Endpoint for EdgeEndpoint {
     }
 
     fn send_budget(&self, session: SessionId, channel: Channel) -> usize {
-        self.of(session).map_or(0, |known| known.send_budget(channel))
+        self.of(session)
+            .map_or(0, |known| known.send_budget(channel))
     }
 
     fn consumed(&mut self, session: SessionId, channel: Channel, message_bytes: usize) {

@@ -182,7 +182,8 @@ pub(crate) struct Plaintext {
 impl Plaintext {
     pub(crate) fn start(&mut self, header: Header) {
         self.bytes.clear();
-        self.bytes.extend_from_slice(&header.generation.to_be_bytes());
+        self.bytes
+            .extend_from_slice(&header.generation.to_be_bytes());
         self.bytes.extend_from_slice(&header.sent_us.to_be_bytes());
     }
 
@@ -274,7 +275,10 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let header = Header { generation: 3, sent_us: 9 };
+        let header = Header {
+            generation: 3,
+            sent_us: 9,
+        };
         let frames = [
             Frame::Ping,
             Frame::Kcp(&[1, 2, 3]),
@@ -297,20 +301,28 @@ mod tests {
     #[test]
     fn exact_bytes() {
         let mut plain = Plaintext::default();
-        plain.start(Header { generation: 1, sent_us: 0x0203_0405 });
+        plain.start(Header {
+            generation: 1,
+            sent_us: 0x0203_0405,
+        });
         assert!(plain.push(&Frame::Ping));
         assert!(plain.push(&Frame::Bye(Bye::Shutdown)));
         assert!(plain.push(&Frame::Kcp(&[0xaa, 0xbb])));
         assert_eq!(
             plain.bytes(),
-            [0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 4, 0, 1, 1, 1, 0, 2, 0xaa, 0xbb]
+            [
+                0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 4, 0, 1, 1, 1, 0, 2, 0xaa, 0xbb
+            ]
         );
     }
 
     #[test]
     fn a_full_kcp_packet_fills_the_datagram_exactly() {
         let mut plain = Plaintext::default();
-        plain.start(Header { generation: 0, sent_us: 0 });
+        plain.start(Header {
+            generation: 0,
+            sent_us: 0,
+        });
         assert!(plain.push(&Frame::Kcp(&[0; KCP_MTU])));
         assert_eq!(plain.bytes().len(), MAX_PLAINTEXT_BYTES);
         assert!(!plain.push(&Frame::Ping));

@@ -131,15 +131,18 @@ impl HubEndpoint {
         Some(self.sessions.get(&session)?.session.peer)
     }
 
+    #[cfg(test)]
+    pub(crate) fn ticket(&self, session: SessionId) -> Option<u64> {
+        Some(self.sessions.get(&session)?.session.ticket)
+    }
+
     fn on_initiation(&mut self, now: Instant, from: SocketAddr, initiation: &Initiation<'_>) {
         if !self.macs.fits(initiation) {
             self.counters.datagrams_forged += 1;
             return;
         }
         if self.load.is_high(now, self.config.cookie_threshold)
-            && !self
-                .cookies
-                .accepts(now, &mut self.rng, from, initiation)
+            && !self.cookies.accepts(now, &mut self.rng, from, initiation)
         {
             let cookie = self.cookies.cookie(now, &mut self.rng, from);
             let (masked, tag) = self.macs.wrap(&initiation.mac1, &cookie);

@@ -13,6 +13,7 @@ mod feedback;
 mod frame;
 mod hub;
 mod lane;
+pub mod messages;
 mod noise;
 mod pacing;
 mod rate;

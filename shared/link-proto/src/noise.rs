@@ -168,7 +168,12 @@ impl Keys {
     }
 
     /// Opens into `plain`, which keeps its memory.
-    pub(crate) fn open(&self, counter: u64, sealed: &[u8], plain: &mut Vec<u8>) -> Result<(), Forged> {
+    pub(crate) fn open(
+        &self,
+        counter: u64,
+        sealed: &[u8],
+        plain: &mut Vec<u8>,
+    ) -> Result<(), Forged> {
         plain.resize(sealed.len(), 0);
         let size = self
             .0
@@ -241,13 +246,19 @@ mod tests {
     fn two_messages_give_both_ends_the_same_keys() {
         for cipher in [Cipher::AesGcm, Cipher::ChaChaPoly] {
             let header = initiation_header(cipher, 5);
-            let asked = Ticket { session: 99, resumed: false };
+            let asked = Ticket {
+                session: 99,
+                resumed: false,
+            };
             let (mut edge, first) =
                 Initiator::new(cipher, &EDGE, &public_key(&HUB), &header, asked, [1; 32]).unwrap();
             let hub = Responder::new(cipher, &HUB, &header, &first, [2; 32]).unwrap();
             assert_eq!(hub.peer_key, public_key(&EDGE));
             assert_eq!(hub.ticket, asked);
-            let given = Ticket { session: 100, resumed: true };
+            let given = Ticket {
+                session: 100,
+                resumed: true,
+            };
             let (hub, second) = hub.answer(given).unwrap();
             assert_eq!(second.len() + 12, RESPONSE_BYTES);
 
@@ -262,16 +273,30 @@ mod tests {
             assert_eq!(hub.open(8, &sealed, &mut plain), Err(Forged));
             assert_eq!(hub.open(7, &sealed, &mut plain), Ok(()));
             assert_eq!(plain, b"segment");
-            assert_eq!(edge.open(7, &sealed, &mut plain), Err(Forged), "the other direction's key");
+            assert_eq!(
+                edge.open(7, &sealed, &mut plain),
+                Err(Forged),
+                "the other direction's key"
+            );
         }
     }
 
     #[test]
     fn another_hub_or_a_changed_header_reads_nothing() {
         let header = initiation_header(Cipher::AesGcm, 5);
-        let ticket = Ticket { session: 0, resumed: false };
-        let (_, first) =
-            Initiator::new(Cipher::AesGcm, &EDGE, &public_key(&HUB), &header, ticket, [1; 32]).unwrap();
+        let ticket = Ticket {
+            session: 0,
+            resumed: false,
+        };
+        let (_, first) = Initiator::new(
+            Cipher::AesGcm,
+            &EDGE,
+            &public_key(&HUB),
+            &header,
+            ticket,
+            [1; 32],
+        )
+        .unwrap();
         assert!(Responder::new(Cipher::AesGcm, &[23; 32], &header, &first, [2; 32]).is_err());
         let other = initiation_header(Cipher::AesGcm, 6);
         assert!(Responder::new(Cipher::AesGcm, &HUB, &other, &first, [2; 32]).is_err());

@@ -59,10 +59,7 @@ impl ReplayWindow {
 }
 
 fn place(counter: u64) -> (usize, u64) {
-    (
-        (counter % WINDOW_BITS / 64) as usize,
-        1 << (counter % 64),
-    )
+    ((counter % WINDOW_BITS / 64) as usize, 1 << (counter % 64))
 }
 
 #[cfg(test)]

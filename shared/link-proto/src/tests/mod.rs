@@ -1,1 +1,4 @@
 //! Two real endpoints over a simulated line, by behaviour.
+
+mod delivery;
+mod traffic;
