@@ -1,4 +1,5 @@
 //! Two real endpoints over a simulated line, by behaviour.
 
 mod delivery;
+mod goodput;
 mod traffic;
