@@ -1,1 +1,24 @@
-fn main() {}
+//! `edge-node`: cuts a site's video into segments, keeps them, and ships them to a hub.
+
+mod cli;
+mod config;
+mod enroll;
+mod identity;
+mod ingest;
+mod metrics;
+mod node;
+mod numbers;
+mod progress;
+mod push;
+mod recorder;
+mod run;
+mod shipping;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    program::exit::finish(cli::run(cli::Cli::parse()))
+}

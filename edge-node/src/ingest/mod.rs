@@ -1,0 +1,245 @@
+//! From sources to the recorder: one blocking thread reads, demuxes, paces and records a push.
+//!
+//! A source that can't be read, or not to its end, is told and the next one goes on; only the disk ends
+//! the whole. Nothing here decides where a segment ends: that is the segmenter's.
+
+mod file;
+mod gate;
+mod join;
+mod probe;
+mod realtime;
+mod source_name;
+mod stdin;
+mod warnings;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use media::access_unit::SourceEvent;
+use model::SegmentNumber;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use gate::{Gate, Standing};
+pub(crate) use probe::{Probe, probe};
+pub(crate) use source_name::SourceName;
+
+use crate::{
+    progress::Tally,
+    recorder::{RecordError, Recorder, WallClock},
+};
+use join::Joiner;
+use realtime::Pacer;
+use warnings::Warnings;
+
+/// The longest sleep without a look at whether to stop.
+const MAX_SLEEP: Duration = Duration::from_millis(50);
+
+/// What is to be pushed, and how.
+pub(crate) struct Job {
+    /// In order, each with the wall clock that its first run gets if it begins one.
+    pub(crate) sources: Vec<(SourceName, WallClock)>,
+    pub(crate) realtime: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) cut: u64,
+    /// The last segment cut.
+    pub(crate) last: Option<SegmentNumber>,
+    /// Sources that were not read, or not to their end, and why.
+    pub(crate) failed: Vec<(SourceName, SourceError)>,
+    /// The disk gave up: nothing after it was recorded.
+    pub(crate) broken: Option<RecordError>,
+}
+
+/// A source that could not be read, or not to its end. The source, or whoever chose it, is at fault.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SourceError {
+    #[error("failed to open: {0}")]
+    Open(std::io::Error),
+    #[error("failed to read at byte {offset}: {source}")]
+    Read { offset: u64, source: std::io::Error },
+    #[error("the file is empty")]
+    Empty,
+    #[error("is a folder: give the files in it")]
+    Folder,
+    #[error("{0}")]
+    NotMedia(#[from] media::sniff::NotMedia),
+    #[error("{0}")]
+    Mp4(#[from] media::mp4::Mp4Error),
+    #[error("MP4 can't be read from standard input, only MPEG-TS: push the file by its name")]
+    Mp4OnStdin,
+    #[error(
+        "no video or sound that is carried was found in {bytes} bytes (H.264, H.265 and AAC are; `ffprobe` tells what is in it)"
+    )]
+    NothingFound { bytes: u64 },
+}
+
+/// Why reading a source stopped before its end.
+#[derive(Debug)]
+enum Halt {
+    /// The source is at fault; the next one goes on.
+    Source(SourceError),
+    /// The disk is at fault.
+    Record(RecordError),
+    /// The operator asked.
+    Asked,
+}
+
+impl<E: Into<SourceError>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Self::Source(error.into())
+    }
+}
+
+/// Reads all sources to their end, or until told to stop. Blocks.
+pub(crate) fn run(
+    job: Job,
+    recorder: Recorder,
+    tally: &Tally,
+    gate: &Gate,
+    stop: &CancellationToken,
+) -> Report {
+    let mut feed = Feed {
+        recorder,
+        joiner: Joiner::default(),
+        pacer: job.realtime.then(Pacer::default),
+        warnings: Warnings::default(),
+        tally,
+        gate,
+        stop,
+        can_wait: true,
+        units: 0,
+    };
+    let mut report = Report::default();
+    for (source, wall) in job.sources {
+        match feed.read(&source, wall) {
+            Ok(()) => {}
+            Err(Halt::Source(error)) => {
+                tracing::warn!(%source, "{error}");
+                report.failed.push((source, error));
+            }
+            Err(Halt::Asked) => break,
+            Err(Halt::Record(error)) => {
+                report.broken = Some(error);
+                break;
+            }
+        }
+    }
+    match feed.recorder.finish() {
+        Ok(()) => {}
+        Err(error) => {
+            report.broken.get_or_insert(error);
+        }
+    }
+    report.cut = feed.recorder.closed();
+    report.last = feed.recorder.last_number();
+    report
+}
+
+/// Where every reader puts what it found.
+struct Feed<'a> {
+    recorder: Recorder,
+    joiner: Joiner,
+    pacer: Option<Pacer>,
+    warnings: Warnings,
+    tally: &'a Tally,
+    gate: &'a Gate,
+    stop: &'a CancellationToken,
+    /// The source now being read loses nothing by waiting.
+    can_wait: bool,
+    /// Access units of this source so far.
+    units: u64,
+}
+
+impl Feed<'_> {
+    fn read(&mut self, source: &SourceName, wall: WallClock) -> Result<(), Halt> {
+        self.recorder.set_wall_clock(wall);
+        self.units = 0;
+        self.warnings = Warnings::default();
+        tracing::debug!(%source, "reading");
+        let result = match source {
+            SourceName::Stdin => {
+                self.can_wait = false;
+                stdin::read(source, self)
+            }
+            SourceName::File(path) => {
+                self.can_wait = true;
+                file::read(source, path, self)
+            }
+        };
+        self.warnings.end(source);
+        let bytes = result?;
+        if self.units == 0 {
+            return Err(SourceError::NothingFound { bytes }.into());
+        }
+        let (units, warnings) = (self.units, self.warnings.total());
+        tracing::info!(%source, bytes, access_units = units, warnings, "read to the end");
+        Ok(())
+    }
+
+    /// Bytes of the source have been read.
+    fn count_read(&mut self, bytes: u64) -> Result<(), Halt> {
+        self.tally.add_read(bytes);
+        if self.stop.is_cancelled() {
+            return Err(Halt::Asked);
+        }
+        Ok(())
+    }
+
+    /// Takes what a demuxer found.
+    fn take(&mut self, source: &SourceName, event: SourceEvent) -> Result<(), Halt> {
+        match event {
+            SourceEvent::Warning(warning) => {
+                self.warnings.tell(source, warning, Instant::now());
+                return Ok(());
+            }
+            SourceEvent::AccessUnit(ref unit) => {
+                self.units += 1;
+                let dts = unit.dts;
+                if let Some(pacer) = &mut self.pacer {
+                    let wait = pacer.wait(dts, Instant::now());
+                    self.sleep(wait)?;
+                }
+            }
+            SourceEvent::Tracks(_) | SourceEvent::Discontinuity => {
+                if let Some(pacer) = &mut self.pacer {
+                    pacer.restart();
+                }
+            }
+        }
+        let Self {
+            joiner, recorder, ..
+        } = self;
+        let mut result = Ok(());
+        joiner.take(event, |event| {
+            if result.is_ok() {
+                result = recorder.take(event);
+            }
+        });
+        result.map_err(Halt::Record)?;
+        self.tally
+            .set_cut(self.recorder.closed(), self.recorder.closed_bytes());
+        if self.can_wait && self.gate.is_closed() && !self.gate.pass(self.stop) {
+            return Err(Halt::Asked);
+        }
+        Ok(())
+    }
+
+    fn sleep(&self, wait: Duration) -> Result<(), Halt> {
+        let until = Instant::now() + wait;
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(Halt::Asked);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            thread::sleep(left.min(MAX_SLEEP));
+        }
+    }
+}

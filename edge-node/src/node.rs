@@ -1,0 +1,263 @@
+//! What `run` and `push` have running beside them: store, uplink, janitor, local HTTP.
+//!
+//! | task | waits on | does |
+//! |---|---|---|
+//! | uplink | datagrams, timers, the store | ships to the hub |
+//! | link log | the uplink's state | says when it changes |
+//! | janitor | a timer | carries out retention |
+//! | http | connections | page, playlists, segments, /metrics |
+//!
+//! A link that is down is no failure: it is tried again for ever. A task that ends by itself is logged.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use link::uplink::{self, LinkState, UplinkConfig, UplinkStatus};
+use program::{clock::wall_now, durable};
+use serve::{App, Role};
+use store::{RetentionLimits, Store, StoreOptions};
+use tokio::{
+    sync::watch,
+    task::{JoinSet, spawn_blocking},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Settings,
+    identity::{self, Identity},
+    metrics,
+    numbers::Numbers,
+    status,
+};
+
+/// After it an unanswered handshake is told as no answer; tries go on.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two rounds of retention: at 1 Gbit/s the disk moves by 0.6 GB in it, within the reserve.
+const JANITOR_INTERVAL: Duration = Duration::from_secs(5);
+/// What the local live playlist lists.
+const LIVE_WINDOW: Duration = Duration::from_secs(120);
+/// Time for the hub to hear `Bye` and for requests to end, above HTTP's own limit of 5 s.
+const MAX_STOP: Duration = Duration::from_secs(7);
+/// Where `edge-node status` finds the local HTTP of whatever is running.
+const HTTP_ADDRESS_FILE: &str = "http.address";
+
+/// The running parts.
+pub(crate) struct Node {
+    pub(crate) store: Store,
+    pub(crate) numbers: Numbers,
+    pub(crate) link: watch::Receiver<UplinkStatus>,
+    /// Where page and playlists are served, if they are.
+    pub(crate) http: Option<SocketAddr>,
+    http_file: PathBuf,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+/// Opens the store of a data directory; `holder` is who has it, for the message a second program prints.
+pub(crate) fn open_store(settings: &Settings, holder: &str) -> Result<Store> {
+    let dir = &settings.data_dir;
+    fs::create_dir_all(dir).map_err(|error| {
+        let hint = identity::data_dir_hint(&error);
+        anyhow!("failed to create {}: {error}{hint}", dir.display())
+    })?;
+    let options = StoreOptions {
+        holder: holder.to_owned(),
+        local_playlists: true,
+        live_window: LIVE_WINDOW,
+        limits: RetentionLimits {
+            max_age: None,
+            max_bytes: settings.max_bytes,
+            reserve_bytes: settings.reserve_bytes,
+            keep_unshipped: true,
+        },
+    };
+    let (store, found) = Store::open(dir, options)?;
+    tracing::debug!(
+        data_dir = %dir.display(),
+        open_closed = found.open_closed,
+        partials_kept = found.partials_kept,
+        orphans_removed = found.orphans_removed,
+        missing_files = found.missing_files,
+        "opened the store"
+    );
+    if found.open_closed > 0 || found.missing_files > 0 {
+        tracing::warn!(
+            open_closed = found.open_closed,
+            missing_files = found.missing_files,
+            "the last run ended out of order; what it left was put in order"
+        );
+    }
+    Ok(store)
+}
+
+impl Node {
+    /// Opens the store and starts the tasks. `identity` must be enrolled.
+    pub(crate) async fn start(
+        settings: &Settings,
+        identity: Identity,
+        holder: &'static str,
+        http: Option<SocketAddr>,
+    ) -> Result<Self> {
+        let store = {
+            let settings = settings.clone();
+            spawn_blocking(move || open_store(&settings, holder)).await??
+        };
+        let folder = identity::make_folder(&settings.data_dir)?;
+        let numbers = Numbers::open(&folder)?;
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let (sender, link) = watch::channel(UplinkStatus::default());
+
+        let http_file = settings.data_dir.join(HTTP_ADDRESS_FILE);
+        let mut bound = None;
+        if let Some(address) = http {
+            let listener = serve::bind(address)
+                .await
+                .with_context(|| format!("failed to listen on {address} (--http)"))?;
+            let at = listener.local_addr()?;
+            let app = Arc::new(app(&store, &link, &identity, settings));
+            let mut router = serve::public_router(app);
+            if at.ip().is_loopback() {
+                let registry = metrics::registry(store.clone(), link.clone());
+                router = router.merge(metrics::router(Arc::new(registry)));
+            }
+            tasks.spawn(serve::run(listener, router, stop.clone()));
+            durable::write(&http_file, format!("{at}\n").as_bytes(), 0o644)
+                .with_context(|| format!("failed to write {}", http_file.display()))?;
+            bound = Some(at);
+        }
+
+        let config = UplinkConfig {
+            hub_address: identity.hub_address.clone(),
+            hub_key: identity.hub_key,
+            key: identity.key.clone(),
+            answer_timeout: ANSWER_TIMEOUT,
+        };
+        let (shipping, uplink_stop) = (store.clone(), stop.clone());
+        tasks.spawn(async move {
+            if let Err(error) = uplink::run(config, shipping, sender, uplink_stop).await {
+                tracing::error!("the uplink has ended: {error}");
+            }
+        });
+        tasks.spawn(log_link(link.clone(), identity.hub_address, stop.clone()));
+        tasks.spawn(janitor(store.clone(), stop.clone()));
+        Ok(Self {
+            store,
+            numbers,
+            link,
+            http: bound,
+            http_file,
+            tasks,
+            stop,
+        })
+    }
+
+    /// Says goodbye to the hub and to viewers, within a bounded time.
+    pub(crate) async fn stop(mut self) {
+        self.stop.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(MAX_STOP, all).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        if self.http.is_some() {
+            let _ = fs::remove_file(&self.http_file);
+        }
+    }
+}
+
+/// The address that a program on this data directory serves on, or served on when it was killed.
+pub(crate) fn running_http(data_dir: &Path) -> Option<SocketAddr> {
+    let text = fs::read_to_string(data_dir.join(HTTP_ADDRESS_FILE)).ok()?;
+    text.trim().parse().ok()
+}
+
+fn app(
+    store: &Store,
+    link: &watch::Receiver<UplinkStatus>,
+    identity: &Identity,
+    settings: &Settings,
+) -> App {
+    let link = link.clone();
+    let about = status::About {
+        device: identity.device.clone(),
+        hub_address: identity.hub_address.clone(),
+        data_dir: settings.data_dir.clone(),
+    };
+    App {
+        store: store.clone(),
+        role: Role::Edge,
+        // A link that is down is no reason to take the local page away.
+        ready: Arc::new(|| Ok(())),
+        status: Arc::new(move || status::json(&about, &link.borrow())),
+    }
+}
+
+async fn log_link(mut link: watch::Receiver<UplinkStatus>, hub: String, stop: CancellationToken) {
+    let mut told = LinkState::default();
+    let mut told_streams = Vec::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = link.changed() => if changed.is_err() { return },
+        }
+        let (state, refused) = {
+            let status = link.borrow_and_update();
+            (status.state.clone(), status.refused_streams.clone())
+        };
+        if state != told {
+            match &state {
+                LinkState::Connecting => tracing::info!(%hub, "connecting"),
+                LinkState::Connected { device, .. } => tracing::info!(%hub, %device, "connected"),
+                LinkState::Unreachable { why } => {
+                    tracing::warn!(%hub, "{why}; trying on");
+                }
+                LinkState::Refused { reason } => {
+                    tracing::warn!(%hub, "the hub refuses this device: {reason}; trying on");
+                }
+            }
+            told = state;
+        }
+        if refused != told_streams {
+            for (stream, reason) in refused.iter().filter(|r| !told_streams.contains(r)) {
+                tracing::warn!(%hub, %stream, "the hub refuses the stream: {reason}");
+            }
+            told_streams = refused;
+        }
+    }
+}
+
+async fn janitor(store: Store, stop: CancellationToken) {
+    let mut timer = interval(JANITOR_INTERVAL);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        let store = store.clone();
+        match spawn_blocking(move || store.run_janitor(wall_now())).await {
+            Ok(Ok(done)) if done.forced > 0 => tracing::warn!(
+                deleted = done.deleted,
+                forced = done.forced,
+                "the disk limit forced out segments that the hub does not have"
+            ),
+            Ok(Ok(done)) if done.deleted > 0 => {
+                tracing::debug!(
+                    deleted = done.deleted,
+                    bytes = done.deleted_bytes,
+                    "made room"
+                );
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::error!("failed to make room: {error}"),
+            Err(error) => tracing::error!("failed to make room: {error}"),
+        }
+    }
+}

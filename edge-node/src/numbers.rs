@@ -1,0 +1,262 @@
+//! Segment numbers, reserved a thousand at a time in a file that lies apart from the segments.
+//!
+//! Keeps invariant 2 where the catalog can't: a wiped disk loses the catalog, not `identity/numbers.toml`.
+//! A reservation is durable before its first number is used; what is not used of it is given back when the
+//! program ends in order, and lost when it is killed and the catalog with it.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use model::{SegmentNumber, StreamName};
+use program::durable;
+
+/// Numbers a reservation holds: one durable write in half an hour of video.
+const STEP: u64 = 1_000;
+const FILE: &str = "numbers.toml";
+/// Longest file that is read; [`crate::config::MAX_STREAMS`] lines of 100 bytes fit many times.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Numbers that can't be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NumbersError {
+    /// The disk is at fault.
+    #[error("{path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+    /// Somebody edited it, or the disk lost it.
+    #[error(
+        "{path} is damaged ({what}): move it away; numbers then go on above what catalog and hub have seen",
+        path = path.display()
+    )]
+    Damaged { path: PathBuf, what: String },
+    #[error("stream {stream} has used all numbers")]
+    Exhausted { stream: StreamName },
+}
+
+/// The reservations of one identity; clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Numbers {
+    path: PathBuf,
+    streams: Arc<Mutex<BTreeMap<StreamName, Reservation>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Reservation {
+    next: u64,
+    /// The first number that is not reserved, as the file says.
+    end: u64,
+    /// As the file said at the start: whether its numbers were used is not known here.
+    unseen: bool,
+}
+
+impl Numbers {
+    /// Reads the reservations in an identity folder; none is there at first.
+    pub(crate) fn open(identity_dir: &Path) -> Result<Self, NumbersError> {
+        let path = identity_dir.join(FILE);
+        let damaged = |what: String| NumbersError::Damaged {
+            path: path.clone(),
+            what,
+        };
+        let text = match fs::metadata(&path) {
+            Ok(meta) if meta.len() > MAX_FILE_BYTES => return Err(damaged("too long".to_owned())),
+            _ => match fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                    return Err(damaged("not text".to_owned()));
+                }
+                Err(source) => return Err(NumbersError::Io { path, source }),
+            },
+        };
+        let ends: BTreeMap<StreamName, u64> =
+            toml::from_str(&text).map_err(|e| damaged(e.message().trim().to_owned()))?;
+        let streams = ends
+            .into_iter()
+            .map(|(stream, end)| {
+                (
+                    stream,
+                    Reservation {
+                        next: end,
+                        end,
+                        unseen: true,
+                    },
+                )
+            })
+            .collect();
+        Ok(Self {
+            path,
+            streams: Arc::new(Mutex::new(streams)),
+        })
+    }
+
+    /// The next number of a stream, never handed out before and not below `floor` (the lowest number that
+    /// the catalog knows to be unused).
+    ///
+    /// A floor within the last reservation means that the catalog saw every number of it that was used, so
+    /// the numbers go on there without a gap; any other floor says nothing of what a lost catalog knew.
+    pub(crate) fn take(
+        &self,
+        stream: &StreamName,
+        floor: SegmentNumber,
+    ) -> Result<SegmentNumber, NumbersError> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = streams.get(stream).copied().unwrap_or(Reservation {
+            next: 0,
+            end: 0,
+            unseen: false,
+        });
+        let seen_by_catalog = floor.0 > 0 && known.end.saturating_sub(floor.0) < STEP;
+        let number = if known.unseen && floor.0 < known.end && seen_by_catalog {
+            floor.0
+        } else {
+            known.next.max(floor.0)
+        };
+        let exhausted = || NumbersError::Exhausted {
+            stream: stream.clone(),
+        };
+        let next = number.checked_add(1).ok_or_else(exhausted)?;
+        let mut end = known.end;
+        if next > end {
+            end = number.checked_add(STEP).ok_or_else(exhausted)?;
+            self.write(&streams, stream, end)?;
+        }
+        streams.insert(
+            stream.clone(),
+            Reservation {
+                next,
+                end,
+                unseen: false,
+            },
+        );
+        Ok(SegmentNumber(number))
+    }
+
+    /// Gives back what a stream has not used of its reservation, so that the next start leaves no gap.
+    pub(crate) fn give_back(&self, stream: &StreamName) -> Result<(), NumbersError> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Reservation { next, end, .. }) = streams.get(stream).copied() else {
+            return Ok(());
+        };
+        if next < end {
+            self.write(&streams, stream, next)?;
+            streams.insert(
+                stream.clone(),
+                Reservation {
+                    next,
+                    end: next,
+                    unseen: false,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        streams: &BTreeMap<StreamName, Reservation>,
+        changed: &StreamName,
+        end: u64,
+    ) -> Result<(), NumbersError> {
+        let mut text = String::from(
+            "# The first number not reserved, by stream. Numbers below are used up.\n",
+        );
+        let mut ends: BTreeMap<_, _> = streams.iter().map(|(s, r)| (s, r.end)).collect();
+        ends.insert(changed, end);
+        for (stream, end) in ends {
+            text.push_str(&format!("\"{stream}\" = {end}\n"));
+        }
+        durable::write(&self.path, text.as_bytes(), durable::PRIVATE).map_err(|source| {
+            NumbersError::Io {
+                path: self.path.clone(),
+                source,
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate() -> StreamName {
+        "gate".parse().unwrap()
+    }
+
+    fn take(numbers: &Numbers, floor: u64) -> u64 {
+        numbers.take(&gate(), SegmentNumber(floor)).unwrap().0
+    }
+
+    #[test]
+    fn reserved_durably_before_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = Numbers::open(dir.path()).unwrap();
+        for expected in 0..2_500 {
+            assert_eq!(take(&numbers, 0), expected);
+            // Killed here, with the catalog lost too: nothing below is handed out again.
+            if expected % 499 == 0 {
+                let after = Numbers::open(dir.path()).unwrap();
+                let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
+                assert!(take(&after, 0) > expected);
+                fs::write(dir.path().join(FILE), text).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn goes_on_without_a_gap_when_ended_in_order_or_when_the_catalog_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = Numbers::open(dir.path()).unwrap();
+        assert_eq!((take(&numbers, 0), take(&numbers, 0)), (0, 1));
+        numbers.give_back(&gate()).unwrap();
+        numbers.give_back(&gate()).unwrap();
+        assert_eq!(take(&numbers, 0), 2);
+        drop(numbers);
+        let numbers = Numbers::open(dir.path()).unwrap();
+        assert_eq!(
+            take(&numbers, 0),
+            1_002,
+            "catalog wiped: over the reservation"
+        );
+        drop(numbers);
+        let numbers = Numbers::open(dir.path()).unwrap();
+        assert_eq!(
+            take(&numbers, 1_003),
+            1_003,
+            "catalog there: after the last"
+        );
+        drop(numbers);
+        let numbers = Numbers::open(dir.path()).unwrap();
+        assert_eq!(take(&numbers, 7_000), 7_000, "the hub has seen more");
+        assert_eq!(take(&numbers, 0), 7_001);
+        assert_eq!(take(&numbers, 9_000), 9_000);
+    }
+
+    #[test]
+    fn streams_are_apart_and_dots_in_names_are_no_tables() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = Numbers::open(dir.path()).unwrap();
+        let low: StreamName = "cam.low".parse().unwrap();
+        assert_eq!(numbers.take(&low, SegmentNumber(5)).unwrap().0, 5);
+        assert_eq!(take(&numbers, 0), 0);
+        let numbers = Numbers::open(dir.path()).unwrap();
+        assert_eq!(numbers.take(&low, SegmentNumber(0)).unwrap().0, 1_005);
+        assert_eq!(take(&numbers, 0), 1_000);
+    }
+
+    #[test]
+    fn a_damaged_file_and_the_last_number_are_said() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["gate = -1", "gate = \"x\"", "\u{0}\u{1}", "UPPER = 1"] {
+            fs::write(dir.path().join(FILE), text).unwrap();
+            let error = Numbers::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("is damaged"), "{error}");
+        }
+        fs::remove_file(dir.path().join(FILE)).unwrap();
+        let numbers = Numbers::open(dir.path()).unwrap();
+        let error = numbers.take(&gate(), SegmentNumber(u64::MAX)).unwrap_err();
+        assert!(matches!(error, NumbersError::Exhausted { .. }));
+    }
+}

@@ -1,0 +1,430 @@
+//! `edge-node push`: sources into a stream, shipped, and an end with a verdict.
+//!
+//! Cutting runs on a blocking thread; here a timer shows progress, sets the gate and watches for signals.
+//! The end is: all is cut → the stream is ended → the hub has stored it, or patience ran out.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use model::{MediaDuration, StreamName, WallTime};
+use program::{
+    clock::{wall_now, wall_time},
+    exit::Failure,
+    logging::Format,
+    output,
+    shutdown::{self, Shutdown},
+};
+use tokio::{
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cli::{PushArgs, Start},
+    config::Settings,
+    identity::Identity,
+    ingest::{self, Gate, Job, Probe, Report, SourceName},
+    node::{self, Node},
+    progress::{self, Progress, Tally},
+    recorder::{Recorder, RecorderConfig, WallClock},
+    shipping::{Patience, Standing},
+};
+
+/// Between two looks at how things stand.
+const LOOK: Duration = Duration::from_millis(200);
+/// After the first signal: this long to ship what is left.
+const MAX_LAST_SHIPPING: Duration = Duration::from_secs(10);
+/// Sources in one push; more come from a script that calls it again.
+const MAX_SOURCES: usize = 10_000;
+
+/// Pushes, and ends with a verdict.
+pub(crate) fn push(settings: &Settings, args: &PushArgs, format: Format) -> Result<(), Failure> {
+    let sources = sources(args)?;
+    let mut progress = Progress::start(format);
+    let identity = Identity::load(&settings.data_dir).map_err(Failure::failed)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("failed to start")?;
+    let result = runtime.block_on(async {
+        let signals = shutdown::signals().context("failed to listen for signals")?;
+        let second = signals.second.clone();
+        tokio::select! {
+            result = push_all(settings, args, sources, identity, &mut progress, &signals) => result,
+            () = second.cancelled() => Err(Failure::failed(
+                "told twice to stop: stopped at once; what was cut stays on this disk, the next push or run ships it",
+            )),
+        }
+    });
+    progress.end();
+    // A read that hangs (standard input, a dead disk) must not hold the exit back.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Cuts one file to disk without a hub: what `scripts/bench` measures.
+pub(crate) fn bench_cut(settings: &Settings, file: &Path) -> Result<(), Failure> {
+    let store = node::open_store(settings, "edge-node bench-cut")?;
+    let folder = crate::identity::make_folder(&settings.data_dir).map_err(Failure::failed)?;
+    let numbers = crate::numbers::Numbers::open(&folder).map_err(Failure::failed)?;
+    let stream: StreamName = "bench".parse().map_err(Failure::failed)?;
+    let recorder =
+        Recorder::new(RecorderConfig::new(stream), store, numbers).map_err(Failure::failed)?;
+    let job = Job {
+        sources: vec![(SourceName::File(file.to_owned()), WallClock::At(wall_now()))],
+        realtime: false,
+    };
+    let tally = Tally::default();
+    let stop = CancellationToken::new();
+    let report = ingest::run(job, recorder, &tally, &Gate::default(), &stop);
+    verdict_on_sources(&report)?;
+    output::line(&format!(
+        "{} segments, {} bytes",
+        tally.cut(),
+        tally.cut_bytes()
+    ))
+    .map_err(|e| Failure::failed(format!("failed to write: {e}")))
+}
+
+async fn push_all(
+    settings: &Settings,
+    args: &PushArgs,
+    sources: Vec<SourceName>,
+    identity: Identity,
+    progress: &mut Progress,
+    signals: &Shutdown,
+) -> Result<(), Failure> {
+    let node = Node::start(settings, identity, "edge-node push", args.http).await?;
+    if let Some(address) = node.http {
+        tracing::info!("the local page is at http://{address}/");
+    }
+    let result = push_on(&node, args, sources, progress, signals).await;
+    progress.end();
+    node.stop().await;
+    result
+}
+
+async fn push_on(
+    node: &Node,
+    args: &PushArgs,
+    sources: Vec<SourceName>,
+    progress: &mut Progress,
+    signals: &Shutdown,
+) -> Result<(), Failure> {
+    let stream = &args.stream;
+    let before = Standing::look(node, stream).await?;
+    let push = Push {
+        node,
+        stream,
+        wait: args.wait,
+        before,
+        tally: Tally::default(),
+        gate: Gate::default(),
+    };
+    let (job, config, total) = {
+        let (args, stream) = (Plan::of(args), stream.clone());
+        tokio::task::spawn_blocking(move || args.job(sources, RecorderConfig::new(stream)))
+            .await
+            .context("failed to look at the sources")?
+    };
+    let (report, cut_short) = push.cut(job, config, total, progress, signals).await?;
+    let shipped = push.ship(&report, cut_short, progress, signals).await;
+    let sources = verdict_on_sources(&report);
+    match (shipped, sources) {
+        (Ok(()), Ok(())) => {
+            let cut = report.cut;
+            output::line(&format!(
+                "{stream}: {cut} segments cut, all are stored on the hub"
+            ))
+            .map_err(|e| Failure::failed(format!("failed to write: {e}")))
+        }
+        (Err(shipped), Err(sources)) => Err(Failure::failed(format!("{sources}; {shipped}"))),
+        (Err(failure), Ok(())) | (Ok(()), Err(failure)) => Err(failure),
+    }
+}
+
+/// What one push goes by.
+struct Push<'a> {
+    node: &'a Node,
+    stream: &'a StreamName,
+    wait: Duration,
+    before: Standing,
+    tally: Tally,
+    gate: Gate,
+}
+
+impl Push<'_> {
+    /// Cuts all sources; the report, and why it was cut short if it was.
+    async fn cut(
+        &self,
+        job: Job,
+        config: RecorderConfig,
+        total: Option<u64>,
+        progress: &mut Progress,
+        signals: &Shutdown,
+    ) -> Result<(Report, Option<String>), Failure> {
+        let stop = signals.first.child_token();
+        let (sender, mut done) = oneshot::channel();
+        let (store, numbers) = (self.node.store.clone(), self.node.numbers.clone());
+        let (tally, gate, stopped) = (self.tally.clone(), self.gate.clone(), stop.clone());
+        let run = move || {
+            let report = match Recorder::new(config, store, numbers) {
+                Ok(recorder) => ingest::run(job, recorder, &tally, &gate, &stopped),
+                Err(error) => Report {
+                    broken: Some(error),
+                    ..Report::default()
+                },
+            };
+            let _ = sender.send(report);
+        };
+        std::thread::Builder::new()
+            .name("ingest".to_owned())
+            .spawn(run)
+            .context("failed to start the ingest thread")?;
+        let mut timer = interval(LOOK);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut patience = Patience::new(self.wait, Instant::now());
+        let mut cut_short = None;
+        loop {
+            tokio::select! {
+                report = &mut done => {
+                    let report = report.context("the ingest thread died")?;
+                    return Ok((report, cut_short));
+                }
+                _ = timer.tick() => {}
+            }
+            let standing = Standing::look(self.node, self.stream).await?;
+            self.gate.set(&standing.for_gate());
+            progress.show(self.standing(&standing, total, false), Instant::now());
+            // A file that is held back waits as long as the hub takes something.
+            let now = Instant::now();
+            if !self.gate.is_closed() {
+                patience = Patience::new(self.wait, now);
+            } else if !patience.goes_on(&standing, now) && cut_short.is_none() {
+                let trouble = standing.trouble(self.stream);
+                cut_short = Some(format!(
+                    "the disk limit is reached and nothing more was stored on the hub within {}: {trouble}",
+                    humantime::format_duration(self.wait)
+                ));
+                stop.cancel();
+            }
+        }
+    }
+
+    /// Ends the stream and waits until the hub has all of it.
+    async fn ship(
+        &self,
+        report: &Report,
+        cut_short: Option<String>,
+        progress: &mut Progress,
+        signals: &Shutdown,
+    ) -> Result<(), Failure> {
+        let (node, stream) = (self.node, self.stream);
+        if let Some(last) = report.last {
+            let (store, stream) = (node.store.clone(), stream.clone());
+            tokio::task::spawn_blocking(move || store.end_stream(&stream, Some(last)))
+                .await
+                .context("failed to end the stream")?
+                .context("failed to end the stream")?;
+        }
+        let mut patience = Patience::new(self.wait, Instant::now());
+        let mut asked_at: Option<Instant> = None;
+        let mut changes = node.store.changes();
+        loop {
+            let standing = Standing::look(node, stream).await?;
+            let now = Instant::now();
+            progress.show(self.standing(&standing, None, true), now);
+            if standing.unshipped == 0 && self.end_is_known(report, &standing) {
+                return match cut_short {
+                    None => Ok(()),
+                    Some(why) => Err(Failure::failed(why)),
+                };
+            }
+            if signals.first.is_cancelled() && asked_at.is_none() {
+                tracing::info!(
+                    left = standing.unshipped,
+                    "ending the stream; up to {} to ship what is left",
+                    humantime::format_duration(MAX_LAST_SHIPPING)
+                );
+                asked_at = Some(now);
+            }
+            let out_of_time = asked_at.is_some_and(|at| now - at >= MAX_LAST_SHIPPING);
+            let hopeless = standing.refusal(stream).is_some() || cut_short.is_some();
+            if out_of_time || hopeless || !patience.goes_on(&standing, now) {
+                let why = cut_short.unwrap_or_else(|| standing.trouble(stream));
+                return Err(stays(standing.unshipped, &why));
+            }
+            tokio::select! {
+                () = sleep(LOOK) => {}
+                _ = changes.changed() => sleep(LOOK / 10).await,
+            }
+        }
+    }
+
+    /// The hub knows that the stream has ended; nothing was cut, nothing to know.
+    fn end_is_known(&self, report: &Report, standing: &Standing) -> bool {
+        report.last.is_none() || standing.connected()
+    }
+
+    fn standing(&self, now: &Standing, total: Option<u64>, all_cut: bool) -> progress::Standing {
+        let (cut, cut_bytes) = (self.tally.cut(), self.tally.cut_bytes());
+        let all = self.before.unshipped + cut;
+        let all_bytes = self.before.unshipped_bytes + cut_bytes;
+        progress::Standing {
+            read: self.tally.read(),
+            total,
+            cut,
+            stored: all.saturating_sub(now.unshipped),
+            stored_bytes: all_bytes.saturating_sub(now.unshipped_bytes),
+            all_cut,
+            cut_bytes: all_bytes,
+        }
+    }
+}
+
+fn stays(segments: u64, why: &str) -> Failure {
+    let segments = match segments {
+        1 => "1 segment stays".to_owned(),
+        n => format!("{n} segments stay"),
+    };
+    Failure::failed(format!(
+        "{segments} on this disk ({why}); the next `edge-node push` or `edge-node run` ships them"
+    ))
+}
+
+/// What the sources and the disk did; the first few that failed are named.
+fn verdict_on_sources(report: &Report) -> Result<(), Failure> {
+    const MAX_NAMED: usize = 5;
+    if let Some(error) = &report.broken {
+        return Err(Failure::failed(format!("failed to record: {error}")));
+    }
+    let mut named: Vec<String> = report
+        .failed
+        .iter()
+        .take(MAX_NAMED)
+        .map(|(source, error)| format!("{source}: {error}"))
+        .collect();
+    if named.is_empty() {
+        return Ok(());
+    }
+    if report.failed.len() > MAX_NAMED {
+        named.push(format!("and {} more", report.failed.len() - MAX_NAMED));
+    }
+    Err(Failure::failed(named.join("; ")))
+}
+
+/// What the words after `push` mean.
+fn sources(args: &PushArgs) -> Result<Vec<SourceName>, Failure> {
+    if args.sources.len() > MAX_SOURCES {
+        let given = args.sources.len();
+        return Err(Failure::usage(format!(
+            "{given} sources; give at most {MAX_SOURCES} at once"
+        )));
+    }
+    let parse = |text: &std::ffi::OsString| {
+        SourceName::parse(text).map_err(|unread| Failure::usage(unread.hint(&args.stream)))
+    };
+    let sources: Vec<SourceName> = args.sources.iter().map(parse).collect::<Result<_, _>>()?;
+    if sources.contains(&SourceName::Stdin) {
+        if sources.len() > 1 {
+            return Err(Failure::usage(
+                "`-` stands alone: push files before or after it",
+            ));
+        }
+        if args.start == Some(Start::Mtime) {
+            return Err(Failure::usage(
+                "--start mtime is for files: standard input has no such time",
+            ));
+        }
+    }
+    Ok(sources)
+}
+
+/// When the material was taken, and what playlists must allow for.
+struct Plan {
+    start: Option<Start>,
+    realtime: bool,
+}
+
+impl Plan {
+    fn of(args: &PushArgs) -> Self {
+        Self {
+            start: args.start,
+            realtime: args.realtime,
+        }
+    }
+
+    /// Looks at the files. One that can't be looked at is told when its turn comes to be read.
+    fn job(
+        self,
+        sources: Vec<SourceName>,
+        mut config: RecorderConfig,
+    ) -> (Job, RecorderConfig, Option<u64>) {
+        let probes: Vec<Option<Probe>> = sources
+            .iter()
+            .map(|source| match source {
+                SourceName::Stdin => None,
+                SourceName::File(path) => ingest::probe(path).ok(),
+            })
+            .collect();
+        config.longest_key_distance = probes
+            .iter()
+            .flatten()
+            .filter_map(|probe| probe.longest_key_distance)
+            .max();
+        let live = sources.contains(&SourceName::Stdin);
+        let total = (!live).then(|| probes.iter().flatten().map(|probe| probe.size).sum());
+        let walls = self.walls(&sources, &probes, live, wall_now());
+        let job = Job {
+            sources: sources.into_iter().zip(walls).collect(),
+            realtime: self.realtime,
+        };
+        (job, config, total)
+    }
+
+    fn walls(
+        &self,
+        sources: &[SourceName],
+        probes: &[Option<Probe>],
+        live: bool,
+        now: WallTime,
+    ) -> Vec<WallClock> {
+        let begin = match self.start {
+            None | Some(Start::Now) if live || self.realtime => {
+                return vec![WallClock::Arrival; sources.len()];
+            }
+            Some(Start::Mtime) => {
+                return sources
+                    .iter()
+                    .zip(probes)
+                    .map(|(source, probe)| match (mtime(source), probe) {
+                        (Some(end), Some(probe)) => WallClock::At(end.minus(probe.duration)),
+                        _ => WallClock::GoesOn,
+                    })
+                    .collect();
+            }
+            Some(Start::At(time)) => time,
+            Some(Start::Now) => now,
+            None => {
+                let all = probes.iter().flatten();
+                now.minus(all.fold(MediaDuration::ZERO, |sum, probe| sum + probe.duration))
+            }
+        };
+        let first = std::iter::once(WallClock::At(begin));
+        let rest = std::iter::repeat(WallClock::GoesOn);
+        first.chain(rest).take(sources.len()).collect()
+    }
+}
+
+fn mtime(source: &SourceName) -> Option<WallTime> {
+    let SourceName::File(path) = source else {
+        return None;
+    };
+    let modified = std::fs::metadata(path).ok()?.modified().ok()?;
+    Some(wall_time(modified))
+}

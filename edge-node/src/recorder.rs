@@ -1,0 +1,313 @@
+//! From access units to segments in the store: numbers, runs and wall times are given here.
+//!
+//! Where to cut is the segmenter's; how bytes become durable is the store's. Keeps invariant 2 (numbers come
+//! from durable reservations) and invariant 8 (wall time is an anchor plus media elapsed, set once a run).
+
+use std::time::Duration;
+
+use media::{
+    access_unit::SourceEvent,
+    segmenter::{Cut, RunFormat, Segmenter, SegmenterConfig},
+};
+use model::{
+    MAX_SEGMENT_BYTES, MediaDuration, MediaTime, RunInfo, SegmentNumber, StreamName, WallTime,
+};
+use program::clock::wall_now;
+use store::{OpenSegment, SegmentWriter, Store, StoreError};
+
+use crate::{
+    config::DEFAULT_TARGET,
+    numbers::{Numbers, NumbersError},
+};
+
+/// Where the wall time of the next run comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WallClock {
+    /// It begins then.
+    At(WallTime),
+    /// It begins where the last one ended.
+    GoesOn,
+    /// It begins when it comes in: live sources.
+    Arrival,
+}
+
+/// How to record.
+#[derive(Debug, Clone)]
+pub(crate) struct RecorderConfig {
+    pub(crate) stream: StreamName,
+    pub(crate) target_duration: Duration,
+    /// The longest distance between key frames of what will come, where an index tells it.
+    pub(crate) longest_key_distance: Option<MediaDuration>,
+}
+
+impl RecorderConfig {
+    pub(crate) fn new(stream: StreamName) -> Self {
+        Self {
+            stream,
+            target_duration: DEFAULT_TARGET,
+            longest_key_distance: None,
+        }
+    }
+}
+
+/// A segment that could not be kept. The disk is at fault.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Numbers(#[from] NumbersError),
+}
+
+type Result<T> = std::result::Result<T, RecordError>;
+
+/// Records one stream.
+pub(crate) struct Recorder {
+    stream: StreamName,
+    store: Store,
+    numbers: Numbers,
+    /// The lowest number that catalog and hub know to be unused.
+    floor: SegmentNumber,
+    segmenter: Segmenter,
+    cuts: Vec<Cut>,
+    next_wall: WallClock,
+    newest_dts: Option<MediaTime>,
+    state: State,
+    last_end: Option<WallTime>,
+    last_number: Option<SegmentNumber>,
+    closed: u64,
+    closed_bytes: u64,
+}
+
+/// Between segments and within one.
+enum State {
+    /// No run yet.
+    Idle,
+    /// A run is announced and gets its number with its first segment.
+    NewRun(RunFormat),
+    Between(Run),
+    Open(Run, Box<Segment>),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    number: SegmentNumber,
+    wall_start: WallTime,
+    media_start: MediaTime,
+}
+
+struct Segment {
+    writer: SegmentWriter,
+    wall_start: WallTime,
+}
+
+impl Recorder {
+    /// A recorder for a stream; nothing is written before the first segment.
+    pub(crate) fn new(config: RecorderConfig, store: Store, numbers: Numbers) -> Result<Self> {
+        let RecorderConfig { stream, .. } = config;
+        // TARGETDURATION never changes in the life of a live list (invariant 4).
+        let list_target_s = match store.live_playlist(&stream) {
+            Ok(list) => list.map(|list| list.target_duration_s),
+            Err(StoreError::NoSuchStream(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let floor = match store.floor(&stream) {
+            Ok(floor) => floor,
+            Err(StoreError::NoSuchStream(_)) => SegmentNumber::default(),
+            Err(error) => return Err(error.into()),
+        };
+        let segmenter = Segmenter::new(SegmenterConfig {
+            target_duration: MediaDuration::from_duration(config.target_duration),
+            list_target_s,
+            expected_longest: config.longest_key_distance,
+            ..SegmenterConfig::default()
+        });
+        Ok(Self {
+            stream,
+            store,
+            numbers,
+            floor,
+            segmenter,
+            cuts: Vec::new(),
+            next_wall: WallClock::Arrival,
+            newest_dts: None,
+            state: State::Idle,
+            last_end: None,
+            last_number: None,
+            closed: 0,
+            closed_bytes: 0,
+        })
+    }
+
+    /// The wall clock of the next run, if one begins.
+    pub(crate) fn set_wall_clock(&mut self, wall: WallClock) {
+        self.next_wall = wall;
+    }
+
+    /// Takes the next event of the source.
+    pub(crate) fn take(&mut self, event: SourceEvent) -> Result<()> {
+        if let SourceEvent::AccessUnit(unit) = &event {
+            self.newest_dts = Some(unit.dts);
+        }
+        let mut cuts = std::mem::take(&mut self.cuts);
+        self.segmenter.push(event, &mut cuts);
+        let result = cuts.drain(..).try_for_each(|cut| self.carry_out(cut));
+        self.cuts = cuts;
+        result
+    }
+
+    /// The sources have ended: closes what is open and gives unused numbers back.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        let mut cuts = Vec::new();
+        self.segmenter.finish(&mut cuts);
+        cuts.into_iter().try_for_each(|cut| self.carry_out(cut))?;
+        let counters = self.segmenter.counters();
+        tracing::debug!(
+            stream = %self.stream,
+            dropped = counters.dropped,
+            repaired = counters.repaired,
+            forced = counters.forced,
+            "cut"
+        );
+        self.numbers.give_back(&self.stream)?;
+        Ok(())
+    }
+
+    /// Segments closed.
+    pub(crate) fn closed(&self) -> u64 {
+        self.closed
+    }
+
+    pub(crate) fn closed_bytes(&self) -> u64 {
+        self.closed_bytes
+    }
+
+    /// The last segment closed.
+    pub(crate) fn last_number(&self) -> Option<SegmentNumber> {
+        self.last_number
+    }
+
+    fn carry_out(&mut self, cut: Cut) -> Result<()> {
+        let state = std::mem::replace(&mut self.state, State::Idle);
+        self.state = match (cut, state) {
+            (Cut::Run(format), _) => State::NewRun(format),
+            (
+                Cut::Open {
+                    media_start,
+                    independent,
+                },
+                State::NewRun(format),
+            ) => self.open_run(format, media_start, independent)?,
+            (
+                Cut::Open {
+                    media_start,
+                    independent,
+                },
+                State::Between(run),
+            ) => {
+                let number = self.numbers.take(&self.stream, self.floor)?;
+                self.open(run, number, media_start, independent)?
+            }
+            (
+                Cut::Part {
+                    bytes,
+                    duration,
+                    independent,
+                },
+                State::Open(run, mut segment),
+            ) => {
+                let whole = segment.writer.bytes().saturating_add(bytes.len() as u64);
+                if whole > MAX_SEGMENT_BYTES {
+                    return Err(self.wrong(run, format!("over {MAX_SEGMENT_BYTES} bytes")));
+                }
+                segment.writer.append(&bytes)?;
+                segment.writer.finish_part(duration, independent)?;
+                State::Open(run, segment)
+            }
+            (Cut::Close { duration }, State::Open(run, segment)) => {
+                let info = segment.writer.close(duration, None)?;
+                self.last_end = Some(segment.wall_start.plus(duration));
+                self.last_number = Some(info.number);
+                self.closed += 1;
+                self.closed_bytes += info.bytes;
+                State::Between(run)
+            }
+            // The segmenter's order is `Run (Open Part+ Close)+`: nothing else comes.
+            (Cut::Open { .. } | Cut::Part { .. } | Cut::Close { .. }, state) => state,
+        };
+        Ok(())
+    }
+
+    fn open_run(
+        &mut self,
+        format: RunFormat,
+        media_start: MediaTime,
+        independent: bool,
+    ) -> Result<State> {
+        let wall_start = match std::mem::replace(&mut self.next_wall, WallClock::GoesOn) {
+            WallClock::At(time) => time,
+            WallClock::GoesOn => self.last_end.unwrap_or_else(wall_now),
+            WallClock::Arrival => {
+                self.next_wall = WallClock::Arrival;
+                // What comes now is the newest; the run began this much of media before it.
+                let since = self.newest_dts.map(|dts| dts - media_start);
+                wall_now().minus(since.unwrap_or_default().max(MediaDuration::ZERO))
+            }
+        };
+        self.store.register_stream(&self.stream, None)?;
+        let number = self.numbers.take(&self.stream, self.floor)?;
+        let info = RunInfo {
+            run: number,
+            codecs: format.codecs,
+            resolution: format.resolution,
+            target_duration_s: format.target_duration_s,
+        };
+        tracing::info!(
+            stream = %self.stream,
+            run = %number,
+            codecs = %info.codecs,
+            resolution = info.resolution.map(|(w, h)| format!("{w}x{h}")),
+            "a run begins"
+        );
+        self.store.put_run(&self.stream, &info)?;
+        let run = Run {
+            number,
+            wall_start,
+            media_start,
+        };
+        self.open(run, number, media_start, independent)
+    }
+
+    fn open(
+        &mut self,
+        run: Run,
+        number: SegmentNumber,
+        media_start: MediaTime,
+        independent: bool,
+    ) -> Result<State> {
+        // A source that stayed in the run has no use for a wall clock of its own.
+        if matches!(self.next_wall, WallClock::At(_)) {
+            self.next_wall = WallClock::GoesOn;
+        }
+        let wall_start = run.wall_start.plus(media_start - run.media_start);
+        let writer = self.store.open_segment(
+            &self.stream,
+            OpenSegment {
+                number,
+                run: run.number,
+                wall_start,
+                media_start,
+                independent,
+            },
+        )?;
+        Ok(State::Open(run, Box::new(Segment { writer, wall_start })))
+    }
+
+    fn wrong(&self, run: Run, what: String) -> RecordError {
+        RecordError::Store(StoreError::Segment {
+            stream: self.stream.clone(),
+            number: run.number,
+            what,
+        })
+    }
+}
