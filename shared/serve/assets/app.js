@@ -38,9 +38,9 @@
   };
   const clock = (ms, exact) => {
     const t = new Date(ms);
-    const time = t.toLocaleTimeString([], exact
-      ? { hour: "2-digit", minute: "2-digit", second: "2-digit" }
-      : { hour: "2-digit", minute: "2-digit" });
+    const time = t.toLocaleTimeString([], {
+      hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: exact ? "2-digit" : undefined,
+    });
     const today = new Date(now()).toDateString() === t.toDateString();
     return today ? time : `${t.toLocaleDateString([], { day: "numeric", month: "short" })} ${time}`;
   };

@@ -71,8 +71,7 @@ impl Refusal {
     /// The stream is known and has no segment yet: 404 with `Retry-After`, so that a player that starts
     /// before its camera finds it there a moment later.
     pub(crate) fn not_yet(stream: &StreamName) -> Self {
-        let reason =
-            format!("stream {stream} has no segment yet: try again in {RETRY_FIRST_SEGMENT_S} s");
+        let reason = format!("stream {stream} has no segment yet");
         Self {
             retry_after_s: Some(RETRY_FIRST_SEGMENT_S),
             ..Self::new(StatusCode::NOT_FOUND, "not_yet", reason)

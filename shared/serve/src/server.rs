@@ -54,7 +54,7 @@ const SHUTDOWN_TIME: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
-    content-length: 73\r\nretry-after: 2\r\ncache-control: no-store\r\nconnection: close\r\n\r\n\
+    content-length: 74\r\nretry-after: 2\r\ncache-control: no-store\r\nconnection: close\r\n\r\n\
     {\"error\":\"busy\",\"reason\":\"too many connections are open: try again later\"}";
 
 /// What bounds a listener.
