@@ -1,0 +1,171 @@
+//! The parameter sets of a video track as they come by: what a decoder needs at the next key frame.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::{
+    access_unit::{TrackFormat, VideoInfo},
+    h264, h265,
+};
+
+/// Most sets of a kind that are kept; the codecs allow 16, 32 and 64 to 256, cameras use one or two.
+const MAX_SETS: usize = 32;
+
+/// Longest set that is kept: each segment repeats them all.
+const MAX_SET_BYTES: usize = 8 << 10;
+
+/// The codecs whose parameter sets are known here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VideoCodec {
+    H264,
+    H265,
+}
+
+/// What was found in an access unit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Inspected {
+    /// There is a slice.
+    pub(crate) picture: bool,
+    /// Decoding can begin here.
+    pub(crate) key: bool,
+    /// Sets that could not be used, as a lower-case fragment.
+    pub(crate) fault: Option<String>,
+}
+
+/// A track's parameter sets by their ids, the newest of each.
+#[derive(Debug)]
+pub(crate) struct Parameters {
+    codec: VideoCodec,
+    vps: BTreeMap<u32, Bytes>,
+    sps: BTreeMap<u32, Bytes>,
+    pps: BTreeMap<u32, Bytes>,
+    /// Of the SPS that changed last.
+    info: Option<VideoInfo>,
+}
+
+impl Parameters {
+    pub(crate) fn new(codec: VideoCodec) -> Self {
+        Self {
+            codec,
+            vps: BTreeMap::new(),
+            sps: BTreeMap::new(),
+            pps: BTreeMap::new(),
+            info: None,
+        }
+    }
+
+    /// Looks at an Annex B access unit and keeps the sets before its first slice. With `hint`, the
+    /// container's word that decoding can begin here, an intra picture is enough for a key frame.
+    pub(crate) fn inspect(&mut self, access_unit: &[u8], hint: bool) -> Inspected {
+        let mut fault = None;
+        let (picture, key) = match self.codec {
+            VideoCodec::H264 => {
+                let head = h264::head(access_unit);
+                self.keep_all(&[], &head.sps, &head.pps, &mut fault);
+                (head.picture, head.key || hint && head.intra)
+            }
+            VideoCodec::H265 => {
+                let head = h265::head(access_unit);
+                self.keep_all(&head.vps, &head.sps, &head.pps, &mut fault);
+                (head.picture, head.key)
+            }
+        };
+        Inspected {
+            picture,
+            key,
+            fault,
+        }
+    }
+
+    /// Keeps sets that a container carries apart, whole NAL units; the fault of those that it can't.
+    pub(crate) fn keep_all(
+        &mut self,
+        vps: &[&[u8]],
+        sps: &[&[u8]],
+        pps: &[&[u8]],
+        fault: &mut Option<String>,
+    ) {
+        for &unit in sps {
+            if let Err(why) = self.keep_sps(unit) {
+                fault.get_or_insert(why);
+            }
+        }
+        for (units, sets, id_of) in [
+            (vps, &mut self.vps, h265::vps_id as fn(&[u8]) -> Option<u32>),
+            (
+                pps,
+                &mut self.pps,
+                match self.codec {
+                    VideoCodec::H264 => h264::pps_id,
+                    VideoCodec::H265 => h265::pps_id,
+                },
+            ),
+        ] {
+            for &unit in units {
+                if let Err(why) = keep(sets, id_of(unit), unit) {
+                    fault.get_or_insert(why);
+                }
+            }
+        }
+    }
+
+    fn keep_sps(&mut self, unit: &[u8]) -> Result<(), String> {
+        let (id, info) = match self.codec {
+            VideoCodec::H264 => (
+                h264::sps_id(unit),
+                h264::video_info(unit).map_err(|e| e.to_string()),
+            ),
+            VideoCodec::H265 => (
+                h265::sps_id(unit),
+                h265::video_info(unit).map_err(|e| e.to_string()),
+            ),
+        };
+        let info = info?;
+        if keep(&mut self.sps, id, unit)? {
+            self.info = Some(info);
+        }
+        Ok(())
+    }
+
+    /// The track's format, once every kind of set is there.
+    pub(crate) fn format(&self) -> Option<TrackFormat> {
+        let info = self.info.clone()?;
+        let all = |sets: &BTreeMap<u32, Bytes>| {
+            (!sets.is_empty()).then(|| sets.values().cloned().collect::<Vec<_>>())
+        };
+        Some(match self.codec {
+            VideoCodec::H264 => TrackFormat::H264 {
+                sps: all(&self.sps)?,
+                pps: all(&self.pps)?,
+                info,
+            },
+            VideoCodec::H265 => TrackFormat::H265 {
+                vps: all(&self.vps)?,
+                sps: all(&self.sps)?,
+                pps: all(&self.pps)?,
+                info,
+            },
+        })
+    }
+}
+
+/// Keeps a set under its id; whether that changed anything.
+fn keep(sets: &mut BTreeMap<u32, Bytes>, id: Option<u32>, unit: &[u8]) -> Result<bool, String> {
+    let id = id.ok_or("a parameter set is cut short")?;
+    if unit.len() > MAX_SET_BYTES {
+        return Err(format!(
+            "a parameter set of {} bytes is longer than the {MAX_SET_BYTES} that are kept",
+            unit.len()
+        ));
+    }
+    match sets.get(&id) {
+        Some(old) if old[..] == *unit => return Ok(false),
+        None if sets.len() >= MAX_SETS => {
+            return Err(format!("more than {MAX_SETS} parameter sets of a kind"));
+        }
+        _ => {}
+    }
+    sets.insert(id, Bytes::copy_from_slice(unit));
+    Ok(true)
+}
