@@ -8,6 +8,7 @@ mod ingest;
 mod metrics;
 mod node;
 mod numbers;
+mod plan;
 mod progress;
 mod push;
 mod recorder;

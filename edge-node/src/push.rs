@@ -9,9 +9,9 @@ use std::{
 };
 
 use anyhow::Context;
-use model::{MediaDuration, StreamName, WallTime};
+use model::StreamName;
 use program::{
-    clock::{wall_now, wall_time},
+    clock::wall_now,
     exit::Failure,
     logging::Format,
     output,
@@ -24,11 +24,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::{PushArgs, Start},
+    cli::PushArgs,
     config::Settings,
     identity::Identity,
-    ingest::{self, Gate, Job, Probe, Report, SourceName},
+    ingest::{self, Gate, Job, Report, SourceName},
     node::{self, Node},
+    plan::{Plan, Ready},
     progress::{self, Progress, Tally},
     recorder::{Recorder, RecorderConfig, WallClock},
     shipping::{Patience, Standing},
@@ -43,7 +44,7 @@ const MAX_SOURCES: usize = 10_000;
 
 /// Pushes, and ends with a verdict.
 pub(crate) fn push(settings: &Settings, args: &PushArgs, format: Format) -> Result<(), Failure> {
-    let sources = sources(args)?;
+    let plan = Plan::of(args)?;
     let mut progress = Progress::start(format);
     let identity = Identity::load(&settings.data_dir).map_err(Failure::failed)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -55,7 +56,7 @@ pub(crate) fn push(settings: &Settings, args: &PushArgs, format: Format) -> Resu
         let signals = shutdown::signals().context("failed to listen for signals")?;
         let second = signals.second.clone();
         tokio::select! {
-            result = push_all(settings, args, sources, identity, &mut progress, &signals) => result,
+            result = push_all(settings, args, plan, identity, &mut progress, &signals) => result,
             () = second.cancelled() => Err(Failure::failed(
                 "told twice to stop: stopped at once; what was cut stays on this disk, the next push or run ships it",
             )),
@@ -94,7 +95,7 @@ pub(crate) fn bench_cut(settings: &Settings, file: &Path) -> Result<(), Failure>
 async fn push_all(
     settings: &Settings,
     args: &PushArgs,
-    sources: Vec<SourceName>,
+    plan: Plan,
     identity: Identity,
     progress: &mut Progress,
     signals: &Shutdown,
@@ -103,7 +104,7 @@ async fn push_all(
     if let Some(address) = node.http {
         tracing::info!("the local page is at http://{address}/");
     }
-    let result = push_on(&node, args, sources, progress, signals).await;
+    let result = push_on(&node, args, plan, progress, signals).await;
     progress.end();
     node.stop().await;
     result
@@ -112,7 +113,7 @@ async fn push_all(
 async fn push_on(
     node: &Node,
     args: &PushArgs,
-    sources: Vec<SourceName>,
+    plan: Plan,
     progress: &mut Progress,
     signals: &Shutdown,
 ) -> Result<(), Failure> {
@@ -126,13 +127,10 @@ async fn push_on(
         tally: Tally::default(),
         gate: Gate::default(),
     };
-    let (job, config, total) = {
-        let (args, stream) = (Plan::of(args), stream.clone());
-        tokio::task::spawn_blocking(move || args.job(sources, RecorderConfig::new(stream)))
-            .await
-            .context("failed to look at the sources")?
-    };
-    let (report, cut_short) = push.cut(job, config, total, progress, signals).await?;
+    let ready = tokio::task::spawn_blocking(move || plan.look())
+        .await
+        .context("failed to look at the sources")?;
+    let (report, cut_short) = push.cut(ready, progress, signals).await?;
     let shipped = push.ship(&report, cut_short, progress, signals).await;
     let sources = verdict_on_sources(&report);
     match (shipped, sources) {
@@ -162,12 +160,11 @@ impl Push<'_> {
     /// Cuts all sources; the report, and why it was cut short if it was.
     async fn cut(
         &self,
-        job: Job,
-        config: RecorderConfig,
-        total: Option<u64>,
+        ready: Ready,
         progress: &mut Progress,
         signals: &Shutdown,
     ) -> Result<(Report, Option<String>), Failure> {
+        let Ready { job, config, total } = ready;
         let stop = signals.first.child_token();
         let (sender, mut done) = oneshot::channel();
         let (store, numbers) = (self.node.store.clone(), self.node.numbers.clone());
@@ -316,115 +313,4 @@ fn verdict_on_sources(report: &Report) -> Result<(), Failure> {
         named.push(format!("and {} more", report.failed.len() - MAX_NAMED));
     }
     Err(Failure::failed(named.join("; ")))
-}
-
-/// What the words after `push` mean.
-fn sources(args: &PushArgs) -> Result<Vec<SourceName>, Failure> {
-    if args.sources.len() > MAX_SOURCES {
-        let given = args.sources.len();
-        return Err(Failure::usage(format!(
-            "{given} sources; give at most {MAX_SOURCES} at once"
-        )));
-    }
-    let parse = |text: &std::ffi::OsString| {
-        SourceName::parse(text).map_err(|unread| Failure::usage(unread.hint(&args.stream)))
-    };
-    let sources: Vec<SourceName> = args.sources.iter().map(parse).collect::<Result<_, _>>()?;
-    if sources.contains(&SourceName::Stdin) {
-        if sources.len() > 1 {
-            return Err(Failure::usage(
-                "`-` stands alone: push files before or after it",
-            ));
-        }
-        if args.start == Some(Start::Mtime) {
-            return Err(Failure::usage(
-                "--start mtime is for files: standard input has no such time",
-            ));
-        }
-    }
-    Ok(sources)
-}
-
-/// When the material was taken, and what playlists must allow for.
-struct Plan {
-    start: Option<Start>,
-    realtime: bool,
-}
-
-impl Plan {
-    fn of(args: &PushArgs) -> Self {
-        Self {
-            start: args.start,
-            realtime: args.realtime,
-        }
-    }
-
-    /// Looks at the files. One that can't be looked at is told when its turn comes to be read.
-    fn job(
-        self,
-        sources: Vec<SourceName>,
-        mut config: RecorderConfig,
-    ) -> (Job, RecorderConfig, Option<u64>) {
-        let probes: Vec<Option<Probe>> = sources
-            .iter()
-            .map(|source| match source {
-                SourceName::Stdin => None,
-                SourceName::File(path) => ingest::probe(path).ok(),
-            })
-            .collect();
-        config.longest_key_distance = probes
-            .iter()
-            .flatten()
-            .filter_map(|probe| probe.longest_key_distance)
-            .max();
-        let live = sources.contains(&SourceName::Stdin);
-        let total = (!live).then(|| probes.iter().flatten().map(|probe| probe.size).sum());
-        let walls = self.walls(&sources, &probes, live, wall_now());
-        let job = Job {
-            sources: sources.into_iter().zip(walls).collect(),
-            realtime: self.realtime,
-        };
-        (job, config, total)
-    }
-
-    fn walls(
-        &self,
-        sources: &[SourceName],
-        probes: &[Option<Probe>],
-        live: bool,
-        now: WallTime,
-    ) -> Vec<WallClock> {
-        let begin = match self.start {
-            None | Some(Start::Now) if live || self.realtime => {
-                return vec![WallClock::Arrival; sources.len()];
-            }
-            Some(Start::Mtime) => {
-                return sources
-                    .iter()
-                    .zip(probes)
-                    .map(|(source, probe)| match (mtime(source), probe) {
-                        (Some(end), Some(probe)) => WallClock::At(end.minus(probe.duration)),
-                        _ => WallClock::GoesOn,
-                    })
-                    .collect();
-            }
-            Some(Start::At(time)) => time,
-            Some(Start::Now) => now,
-            None => {
-                let all = probes.iter().flatten();
-                now.minus(all.fold(MediaDuration::ZERO, |sum, probe| sum + probe.duration))
-            }
-        };
-        let first = std::iter::once(WallClock::At(begin));
-        let rest = std::iter::repeat(WallClock::GoesOn);
-        first.chain(rest).take(sources.len()).collect()
-    }
-}
-
-fn mtime(source: &SourceName) -> Option<WallTime> {
-    let SourceName::File(path) = source else {
-        return None;
-    };
-    let modified = std::fs::metadata(path).ok()?.modified().ok()?;
-    Some(wall_time(modified))
 }

@@ -139,9 +139,12 @@ impl Recorder {
         })
     }
 
-    /// The wall clock of the next run, if one begins.
+    /// A source begins: the wall clock of its first run, if it begins one.
     pub(crate) fn set_wall_clock(&mut self, wall: WallClock) {
-        self.next_wall = wall;
+        // A source with nothing in it leaves its time to the one that goes on from it.
+        if !(wall == WallClock::GoesOn && matches!(self.next_wall, WallClock::At(_))) {
+            self.next_wall = wall;
+        }
     }
 
     /// Takes the next event of the source.
