@@ -71,7 +71,6 @@
       penstock.streams = list.streams;
       show_status(status);
       show_streams(list.streams);
-      show($("trouble"), status.ready ? "" : `Not ready: ${status.not_ready}`);
     } catch {
       show($("trouble"), "The server does not answer. What you see may be old; trying again.");
     }
@@ -83,7 +82,8 @@
   }
 
   function show_status(status) {
-    set($("end"), `${status.role === "edge" ? "Edge, on site" : "Hub"} · ${status.version}`);
+    const end = status.role === "edge" ? `Edge ${status.device ?? ""}`.trim() : "Hub";
+    set($("end"), `${end} · ${status.version}`);
     let text = "";
     let good = true;
     if (status.role === "edge" && status.link) {
@@ -95,6 +95,9 @@
     }
     show($("link"), text);
     $("link").classList.toggle("bad", !good);
+    const refused = (status.link?.refused_streams ?? []).map((r) => `The hub refuses ${r.stream}: ${r.reason}.`);
+    const not_ready = status.ready ? [] : [`Not ready: ${status.not_ready}.`];
+    show($("trouble"), [...not_ready, ...refused].join(" "));
   }
 
   function show_streams(streams) {

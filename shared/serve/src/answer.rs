@@ -14,7 +14,6 @@ use axum::{
 };
 use model::{StreamName, WallTime};
 use serde::Serialize;
-use store::StoreError;
 
 /// Longest piece of a request that an error repeats, in characters.
 const MAX_REPEATED: usize = 120;
@@ -163,10 +162,6 @@ impl Refusal {
             "internal",
             format!("failed to {what}; the server's log says why"),
         )
-    }
-
-    pub(crate) fn store(what: &str, error: &StoreError) -> Self {
-        Self::internal(what, error)
     }
 
     pub(crate) fn status(&self) -> StatusCode {

@@ -99,7 +99,7 @@ impl Api {
                 self.disk.run(move || {
                     let streams = store
                         .streams()
-                        .map_err(|error| Refusal::store("read the list of streams", &error))?;
+                        .map_err(|error| Refusal::internal("read the list of streams", &error))?;
                     Listing::new(streams).map(Arc::new)
                 })
             })

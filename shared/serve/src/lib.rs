@@ -11,6 +11,7 @@ mod answer;
 mod api;
 mod counters;
 mod disk;
+mod known;
 mod media;
 mod page;
 mod playlists;

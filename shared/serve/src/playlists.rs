@@ -24,6 +24,7 @@ use crate::{
     Role,
     answer::{NOSNIFF, Refusal, http_date, takes_gzip},
     disk::Disk,
+    known::known,
     media::add_cors,
     preconditions::none_match_names,
     watched::{Made, Watched},
@@ -226,7 +227,7 @@ fn load_live(
     match store.live_playlist(stream) {
         Ok(Some(playlist)) => Ok(Rendered::anew(&playlist, last, Kind::Live)),
         Ok(None) | Err(StoreError::NoSuchStream(_)) => Err(no_playlist(store, stream, None)),
-        Err(error) => Err(Refusal::store("read the live playlist", &error)),
+        Err(error) => Err(Refusal::internal("read the live playlist", &error)),
     }
 }
 
@@ -239,18 +240,15 @@ fn load_recording(
     match store.recording(stream, span.from, span.to) {
         Ok(Some(playlist)) => Ok(Rendered::anew(&playlist, last, Kind::Recording(span))),
         Ok(None) | Err(StoreError::NoSuchStream(_)) => Err(no_playlist(store, stream, Some(span))),
-        Err(error) => Err(Refusal::store("read the recording", &error)),
+        Err(error) => Err(Refusal::internal("read the recording", &error)),
     }
 }
 
 /// Why a stream has no playlist: it isn't there, it has no segment yet, or none in the range.
 fn no_playlist(store: &Store, stream: &StreamName, span: Option<Span>) -> Refusal {
-    let streams = match store.streams() {
-        Ok(streams) => streams,
-        Err(error) => return Refusal::store("read the list of streams", &error),
-    };
-    let Some(summary) = streams.iter().find(|s| s.name == *stream) else {
-        return Refusal::no_stream(stream, streams.iter().map(|s| &s.name));
+    let summary = match known(store, stream) {
+        Ok(summary) => summary,
+        Err(refusal) => return refusal,
     };
     let recorded = summary.ranges.last().zip(summary.ranges.first());
     match (span, recorded) {

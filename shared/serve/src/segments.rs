@@ -35,6 +35,7 @@ use crate::{
     Role,
     answer::{NOSNIFF, Refusal, http_date},
     disk::Disk,
+    known::known,
     media::add_cors,
     playlists::cache_of_bytes,
     preconditions::{Entity, Verdict, decide},
@@ -205,7 +206,7 @@ impl Segments {
             .run(move || match store.segment(&key.0, key.1) {
                 Ok(Some(info)) => Ok(Head::new(&info)),
                 Ok(None) | Err(StoreError::NoSuchStream(_)) => Err(missing(&store, &key)),
-                Err(error) => Err(Refusal::store("read the catalog", &error)),
+                Err(error) => Err(Refusal::internal("read the catalog", &error)),
             })
             .await
     }
@@ -220,7 +221,7 @@ impl Segments {
                     Ok(None) | Err(StoreError::NoSuchStream(_)) => {
                         return Err(missing(&store, &key));
                     }
-                    Err(error) => return Err(Refusal::store("open a segment", &error)),
+                    Err(error) => return Err(Refusal::internal("open a segment", &error)),
                 };
                 let head = Head::new(&info);
                 let Some(room) = take_room(room, info.bytes) else {
@@ -295,12 +296,11 @@ fn read_whole(file: File, bytes: u64) -> std::io::Result<Vec<u8>> {
 }
 
 fn missing(store: &Store, (stream, number): &Key) -> Refusal {
-    match store.streams() {
-        Ok(streams) if streams.iter().any(|s| s.name == *stream) => Refusal::not_found(format!(
+    match known(store, stream) {
+        Ok(_) => Refusal::not_found(format!(
             "stream {stream} has no segment {number} here: it was deleted, or never came"
         )),
-        Ok(streams) => Refusal::no_stream(stream, streams.iter().map(|s| &s.name)),
-        Err(error) => Refusal::store("read the list of streams", &error),
+        Err(refusal) => refusal,
     }
 }
 
