@@ -103,6 +103,12 @@ impl Conversation {
         self.kcp.set_fast_resend(later_acks);
     }
 
+    /// KCP's own estimate takes a round trip that never varied for one that never will.
+    pub(crate) fn set_least_rto(&mut self, rto: Duration) {
+        self.kcp
+            .set_rx_minrto(rto.as_millis().clamp(30, 10_000) as u32);
+    }
+
     /// A KCP packet of the peer. Whole messages go to `deliver`.
     pub(crate) fn input(
         &mut self,

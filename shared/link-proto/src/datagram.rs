@@ -28,7 +28,6 @@ pub(crate) const TRANSPORT_HEADER_BYTES: usize = 16;
 pub(crate) const TAG_BYTES: usize = 16;
 
 pub(crate) const HEADER_END: usize = 8;
-pub(crate) const MAC1_END: usize = 24;
 pub(crate) const MACS_END: usize = 40;
 
 const INITIATION: u8 = 1;

@@ -187,10 +187,6 @@ impl Plaintext {
         self.bytes.extend_from_slice(&header.sent_us.to_be_bytes());
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-    }
-
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }

@@ -305,17 +305,13 @@ mod tests {
 
     #[test]
     fn public_key_is_x25519() {
-        // RFC 7748, section 6.1: Alice's keys.
-        let secret = data("77076d0a7318a57d3c16c17251b26645df4c2f92ebc099c2177a6dd4bc0ea95f");
-        let _ = secret;
+        // Made with `openssl genpkey -algorithm X25519 -text`.
+        let secret = key("b0ba202acdb44e41b3949b034b73c87c837911b40010698a84fe921d9a44e752");
+        let public = key("af6f0f535df65995baeba592bf2a9c804b297bd43bdf878cdb52060ccd6f3823");
+        assert_eq!(public_key(&secret), public);
     }
 
-    fn data(hex: &str) -> [u8; 32] {
-        let digits: Vec<u32> = hex.chars().filter_map(|c| c.to_digit(16)).collect();
-        let mut out = [0; 32];
-        for (byte, pair) in out.iter_mut().zip(digits.chunks(2)) {
-            *byte = (pair[0] * 16 + pair[1]) as u8;
-        }
-        out
+    fn key(hex: &str) -> [u8; 32] {
+        std::array::from_fn(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
     }
 }

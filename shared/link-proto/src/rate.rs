@@ -38,8 +38,8 @@ const BASE_WINDOW: Duration = Duration::from_secs(10);
 const MAX_COMPENSATED_LOSS: f64 = 0.5;
 
 /// Below the delivered rate first, which drains the queue and shows the line's own loss; then a while at
-/// it; then a probe above.
-const GAINS: [f64; 6] = [0.8, 1.0, 1.0, 1.0, 1.0, 1.25];
+/// it; then a probe above ([`RateController::probe`]).
+const GAINS: [f64; 5] = [0.8, 1.0, 1.0, 1.0, 1.0];
 
 pub(crate) struct RateController {
     phase: Phase,
@@ -53,6 +53,8 @@ pub(crate) struct RateController {
     /// Least one-way time, relative to the first one (clock offset cancels out).
     base_one_way: WindowedMin<i64>,
     first_one_way: Option<i32>,
+    /// Queueing delay in the latest feedbacks; the least of them stands, the rest is jitter.
+    recent_queues: [Duration; 3],
     queue: Duration,
     latest: Option<Feedback>,
     round: Option<Round>,
@@ -80,7 +82,6 @@ struct Round {
     gain: f64,
     rate: f64,
     feedback: Feedback,
-    least_queue: Option<Duration>,
     before: Option<Sent>,
 }
 
@@ -107,6 +108,7 @@ impl RateController {
             min_rtt: WindowedMin::new(),
             base_one_way: WindowedMin::new(),
             first_one_way: None,
+            recent_queues: [Duration::ZERO; 3],
             queue: Duration::ZERO,
             latest: None,
             round: None,
@@ -124,6 +126,13 @@ impl RateController {
 
     pub(crate) fn rtt(&self) -> Option<Duration> {
         self.srtt
+    }
+
+    /// How long KCP should wait at least before it takes a packet for lost: a probe for more rate may
+    /// lengthen the round trip by its share at any time.
+    pub(crate) fn least_rto(&self) -> Option<Duration> {
+        const JITTER: Duration = Duration::from_millis(20);
+        self.srtt.map(|srtt| srtt + (srtt / 4).max(JITTER))
     }
 
     pub(crate) fn min_rtt(&self) -> Option<Duration> {
@@ -181,16 +190,18 @@ impl RateController {
             return; // overtaken by a later one, or nonsense
         }
         self.measure_rtt(now, now_us, feedback);
-        let queue = self.measure_queue(now, feedback);
+        self.measure_queue(now, feedback);
         self.latest = Some(*feedback);
 
-        let Some(round) = &mut self.round else {
+        let Some(round) = &self.round else {
             self.round = Some(self.begin_round(now, next_counter, bytes_sent, *feedback, None));
             return;
         };
-        round.least_queue = Some(round.least_queue.map_or(queue, |least| least.min(queue)));
         let datagrams = feedback.highest.saturating_sub(round.feedback.highest);
-        if feedback.highest < round.first_counter || datagrams < MIN_ROUND_DATAGRAMS {
+        // Doubling goes over any line soon: no round must pass before that is seen.
+        let is_over =
+            matches!(self.phase, Phase::Startup { .. }) && self.queue > self.tolerated_queue();
+        if datagrams < MIN_ROUND_DATAGRAMS || (feedback.highest < round.first_counter && !is_over) {
             return;
         }
         self.end_round(now, next_counter, bytes_sent, feedback);
@@ -209,12 +220,15 @@ impl RateController {
         self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
     }
 
-    fn measure_queue(&mut self, now: Instant, feedback: &Feedback) -> Duration {
+    fn measure_queue(&mut self, now: Instant, feedback: &Feedback) {
         let first = *self.first_one_way.get_or_insert(feedback.one_way_us);
         let one_way = i64::from(feedback.one_way_us.wrapping_sub(first));
         self.base_one_way.add(now, one_way);
         let base = self.base_one_way.get().unwrap_or(one_way);
-        Duration::from_micros((one_way - base).try_into().unwrap_or(0))
+        let queue = Duration::from_micros((one_way - base).try_into().unwrap_or(0));
+        let [_, b, c] = self.recent_queues;
+        self.recent_queues = [b, c, queue];
+        self.queue = queue.min(b).min(c);
     }
 
     fn begin_round(
@@ -230,12 +244,11 @@ impl RateController {
             first_counter: next_counter,
             bytes_at_start: bytes_sent,
             gain: match self.phase {
-                Phase::Steady { step } => gain(step),
+                Phase::Steady { step } => self.gain(step),
                 Phase::Startup { .. } | Phase::BackOff { .. } => 1.0,
             },
             rate: self.rate,
             feedback,
-            least_queue: None,
             before,
         }
     }
@@ -258,7 +271,12 @@ impl RateController {
         // On a short path the feedback tells of what was sent in this very round, on a long one of what was
         // sent in the round before.
         let middle = round.first_counter + (next_counter - round.first_counter) / 2;
-        let told = if feedback.highest > middle {
+        let told = if feedback.highest < round.first_counter {
+            Some(Sent {
+                limited: true,
+                ..this
+            })
+        } else if feedback.highest > middle {
             Some(this)
         } else {
             round.before
@@ -272,15 +290,14 @@ impl RateController {
         let arrival_us = feedback.arrival_us.wrapping_sub(round.feedback.arrival_us);
         let bytes = feedback.bytes.saturating_sub(round.feedback.bytes);
         let delivery = bytes as f64 / f64::from(arrival_us.max(1)) * 1e6;
-        self.queue = round.least_queue.unwrap_or_default();
         if let Some(told) = told {
             // A burst that jitter pressed together arrives faster than the line carries.
-            self.judge(now, told, delivery.min(told.rate), loss, sent);
+            self.judge(told, delivery.min(told.rate), loss, sent);
         }
         self.round = Some(self.begin_round(now, next_counter, bytes_sent, *feedback, Some(this)));
     }
 
-    fn judge(&mut self, now: Instant, sent: Sent, delivery: f64, loss: f64, datagrams: u64) {
+    fn judge(&mut self, sent: Sent, delivery: f64, loss: f64, datagrams: u64) {
         let best = self.bandwidth();
         if sent.limited || delivery > best {
             if self.bandwidth.len() == BANDWIDTH_ROUNDS {
@@ -299,15 +316,15 @@ impl RateController {
             _ if !sent.limited && !matches!(self.phase, Phase::BackOff { .. }) => return,
             Phase::Startup { best, flat_rounds } => self.start_up(best, flat_rounds),
             Phase::Steady { step } => {
-                let step = (step + 1) % GAINS.len();
+                let step = (step + 1) % (GAINS.len() + 1);
                 self.phase = Phase::Steady { step };
-                self.capacity() * gain(step)
+                self.capacity() * self.gain(step)
             }
             Phase::BackOff {
                 since_rate,
                 since_queue,
                 rounds,
-            } => self.recover(now, since_rate, since_queue, rounds, delivery, queue_stands),
+            } => self.recover(since_rate, since_queue, rounds, delivery, queue_stands),
         };
         self.rate = rate.clamp(MIN_RATE, MAX_RATE);
     }
@@ -329,7 +346,7 @@ impl RateController {
             // The line is full, though no queue is seen: the lower step comes first and shows its own loss.
             self.base_loss = self.loss.min(MAX_COMPENSATED_LOSS);
             self.phase = Phase::Steady { step: 0 };
-            return self.capacity() * gain(0);
+            return self.capacity() * self.gain(0);
         }
         self.rate * 2.0
     }
@@ -348,7 +365,6 @@ impl RateController {
 
     fn recover(
         &mut self,
-        now: Instant,
         since_rate: f64,
         since_queue: Duration,
         rounds: u8,
@@ -373,7 +389,6 @@ impl RateController {
             self.base_one_way = WindowedMin::new();
             self.first_one_way = None;
             self.phase = Phase::Steady { step: 1 };
-            let _ = now;
             return self.rate;
         }
         self.bandwidth.clear();
@@ -398,14 +413,21 @@ impl RateController {
         self.bandwidth() / (1.0 - self.base_loss)
     }
 
+    fn gain(&self, step: usize) -> f64 {
+        GAINS.get(step).copied().unwrap_or_else(|| self.probe())
+    }
+
+    /// A probe lasts a round: on a long line it goes only so far over the rate that the queue it builds is
+    /// about [`QUEUE_TOLERANCE`].
+    fn probe(&self) -> f64 {
+        let rtt = self.min_rtt.get().unwrap_or_default().as_secs_f64();
+        1.0 + (QUEUE_TOLERANCE.as_secs_f64() / rtt).clamp(0.08, 0.2)
+    }
+
     fn tolerated_queue(&self) -> Duration {
         let rtt = self.min_rtt.get().unwrap_or_default();
         QUEUE_TOLERANCE.max(rtt / 5)
     }
-}
-
-fn gain(step: usize) -> f64 {
-    GAINS.get(step).copied().unwrap_or(1.0)
 }
 
 /// The least value of the last one to two half windows.

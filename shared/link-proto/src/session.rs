@@ -470,6 +470,11 @@ impl Session {
                     );
                     self.pacer.set_rate(now, self.rate.rate());
                     self.watch_reordering(feedback.reordered);
+                    if let Some(rto) = self.rate.least_rto() {
+                        for lane in &mut self.lanes {
+                            lane.conversation.set_least_rto(rto);
+                        }
+                    }
                 }
                 Frame::Bye(reason) => {
                     self.kill(CloseReason::Peer(reason), events);

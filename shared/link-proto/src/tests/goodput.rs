@@ -52,7 +52,11 @@ fn measure(line: Line, live_bps: u64, bulk: bool) -> Measured {
                     session = Some(id);
                     next_live = world.now;
                 }
-                Event::Message { session, channel, message } => {
+                Event::Message {
+                    session,
+                    channel,
+                    message,
+                } => {
                     endpoint(&mut world, who).consumed(session, channel, message.len());
                     let sent = (channel == Channel::Live).then(|| waiting.pop_front().unwrap());
                     if world.now >= warm {
@@ -101,7 +105,7 @@ fn line(rtt_ms: u64, loss_percent: u32, rate_bps: u64, queue_ms: u64) -> Line {
         delay: Duration::from_millis(rtt_ms / 2),
         loss: f64::from(loss_percent) / 100.0,
         rate_bps: Some(rate_bps),
-        queue_bytes: (rate_bps * queue_ms / 8000) as usize,
+        queue_bytes: (rate_bps * queue_ms / 8000).max(4000) as usize,
         ..Line::default()
     }
 }
@@ -110,7 +114,9 @@ const LOSSES: [u32; 6] = [0, 1, 5, 10, 20, 30];
 
 #[test]
 fn bulk_fills_a_line_of_20_mbit() {
-    let mut table = String::from("Mbit/s of bulk on a line of 20 Mbit/s with 100 ms of queue, and wire bytes per payload\nloss %");
+    let mut table = String::from(
+        "Mbit/s of bulk on a line of 20 Mbit/s with 100 ms of queue, and wire bytes per payload\nloss %",
+    );
     let rtts = [10, 50, 100, 300];
     for rtt in rtts {
         let _ = write!(table, "   RTT {rtt:3} ms");
@@ -119,7 +125,11 @@ fn bulk_fills_a_line_of_20_mbit() {
         let _ = write!(table, "\n{loss:6}");
         for rtt in rtts {
             let got = measure(line(rtt, loss, 20_000_000, 100), 0, true);
-            let _ = write!(table, "   {:5.1} {:4.2}", got.bulk_mbps, got.wire_per_payload);
+            let _ = write!(
+                table,
+                "   {:5.1} {:4.2}",
+                got.bulk_mbps, got.wire_per_payload
+            );
         }
     }
     insta::assert_snapshot!(table);
@@ -127,7 +137,9 @@ fn bulk_fills_a_line_of_20_mbit() {
 
 #[test]
 fn live_stays_quick_beside_bulk() {
-    let mut table = String::from("ms from send to delivery (p50/p99) of 4 Mbit/s live in messages of 8 KiB, beside bulk, 20 Mbit/s\nloss %");
+    let mut table = String::from(
+        "ms from send to delivery (p50/p99) of 4 Mbit/s live in messages of 8 KiB, beside bulk, 20 Mbit/s\nloss %",
+    );
     let rtts = [10, 50, 100, 300];
     for rtt in rtts {
         let _ = write!(table, "   RTT {rtt:3} ms");
@@ -136,7 +148,12 @@ fn live_stays_quick_beside_bulk() {
         let _ = write!(table, "\n{loss:6}");
         for rtt in rtts {
             let got = measure(line(rtt, loss, 20_000_000, 100), 4_000_000, true);
-            let _ = write!(table, "   {:4}/{:5}", got.latency_ms(0.5), got.latency_ms(0.99));
+            let _ = write!(
+                table,
+                "   {:4}/{:5}",
+                got.latency_ms(0.5),
+                got.latency_ms(0.99)
+            );
         }
     }
     insta::assert_snapshot!(table);
@@ -144,7 +161,9 @@ fn live_stays_quick_beside_bulk() {
 
 #[test]
 fn rates_from_slow_to_fast() {
-    let mut table = String::from("Mbit/s of bulk by rate of the line, 50 ms RTT, 1 % loss, queue in ms\n  Mbit/s");
+    let mut table = String::from(
+        "Mbit/s of bulk by rate of the line, 50 ms RTT, 1 % loss, queue in ms\n  Mbit/s",
+    );
     let queues = [20, 100, 500];
     for queue in queues {
         let _ = write!(table, "   queue {queue:3}");

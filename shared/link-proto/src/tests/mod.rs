@@ -2,4 +2,7 @@
 
 mod delivery;
 mod goodput;
+mod handshake;
+mod hostile;
+mod roaming;
 mod traffic;
