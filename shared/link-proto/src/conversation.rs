@@ -445,3 +445,159 @@ impl Write for Outbox {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sim;
+
+    const CONV: u32 = 6;
+
+    fn pair() -> (Conversation, Conversation, Instant) {
+        let now = sim::start();
+        let new = || Conversation::new(now, CONV, 1024, 1024);
+        (new(), new(), now)
+    }
+
+    fn carry(from: &mut Conversation, to: &mut Conversation, now: Instant) -> Vec<Bytes> {
+        let mut messages = Vec::new();
+        while let Some(packet) = from.pop_ack().or_else(|| from.pop_data()) {
+            to.input(now, &packet, |message| messages.push(message))
+                .unwrap();
+            from.recycle(packet);
+        }
+        messages
+    }
+
+    #[test]
+    fn lets_out_what_is_allowed_and_knows_what_is_in_flight() {
+        let (mut a, mut b, mut now) = pair();
+        a.send(&[1; 5 * KCP_MSS]);
+        a.send(&[2; 10]);
+        assert_eq!(
+            (a.unsent_packets(), a.message_bytes()),
+            (6, 5 * KCP_MSS + 10)
+        );
+        a.flush(now, 2);
+        assert_eq!(
+            (a.unsent_packets(), a.in_flight(), a.data_waiting()),
+            (4, 2, 2)
+        );
+        a.flush(now, 4);
+        assert_eq!((a.unsent_packets(), a.in_flight()), (0, 6));
+        now += Duration::from_millis(20);
+        assert_eq!(
+            carry(&mut a, &mut b, now),
+            [vec![1; 5 * KCP_MSS], vec![2; 10]]
+        );
+        assert_eq!(b.flush_at(), Some(sim_end(&b)), "acknowledgements are owed");
+        b.flush(now, 0);
+        now += Duration::from_millis(20);
+        assert!(carry(&mut b, &mut a, now).is_empty());
+        assert_eq!((a.in_flight(), a.message_bytes(), a.next()), (0, 0, 6));
+        assert_eq!(a.counts(), (6, 0));
+    }
+
+    fn sim_end(conversation: &Conversation) -> Instant {
+        conversation.last_flush.unwrap_or(conversation.began) + FLUSH_GAP
+    }
+
+    #[test]
+    fn what_is_lost_is_sent_again() {
+        let (mut a, mut b, mut now) = pair();
+        a.send(&[7; 3 * KCP_MSS]);
+        a.flush(now, 3);
+        let lost = a.pop_data().unwrap();
+        let mut messages = carry(&mut a, &mut b, now);
+        assert!(messages.is_empty(), "not whole");
+        for _ in 0..100 {
+            now += TICK;
+            a.flush(now, 0);
+            b.flush(now, 0);
+            messages.extend(carry(&mut a, &mut b, now));
+            carry(&mut b, &mut a, now);
+        }
+        assert_eq!(messages, [vec![7; 3 * KCP_MSS]]);
+        assert_eq!(a.in_flight(), 0);
+        let (sent, resent) = a.counts();
+        assert!(sent > 3 && resent == sent - 3);
+        b.input(now, &lost, |_| panic!("it is old")).unwrap();
+    }
+
+    /// A packet as KCP lays it out.
+    fn packet(conv: u32, cmd: u8, frg: u8, sn: u32, una: u32, data: &[u8]) -> Vec<u8> {
+        let mut bytes = conv.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&[cmd, frg, 128, 0]);
+        for word in [0, sn, una, data.len() as u32] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.extend_from_slice(data);
+        bytes
+    }
+
+    #[test]
+    fn what_no_kcp_sends_never_reaches_it() {
+        let (mut a, ..) = pair();
+        let now = a.began;
+        let good = packet(CONV, PUSH, 0, 0, 0, &[1]);
+        for (bad, why) in [
+            (vec![], "empty"),
+            (good[..20].to_vec(), "cut off"),
+            ([&good[..], &[0]].concat(), "something after it"),
+            (
+                packet(CONV + 1, PUSH, 0, 0, 0, &[1]),
+                "another conversation",
+            ),
+            (packet(CONV, 80, 0, 0, 0, &[]), "no command"),
+            (packet(CONV, PUSH, 255, 0, 0, &[1]), "too many fragments"),
+            (
+                packet(CONV, PUSH, 0, 0, 0, &[1; KCP_MSS + 1]),
+                "over the size of a packet",
+            ),
+            (
+                packet(CONV, PUSH, 0, 0, 1, &[1]),
+                "acknowledges what was not sent",
+            ),
+            (packet(CONV, ACK, 0, 5, 0, &[]), "so does this"),
+            (
+                packet(CONV, ACK, 0, 0, 0, &[1]),
+                "an acknowledgement with data",
+            ),
+        ] {
+            assert_eq!(a.input(now, &bad, |_| {}), Err(Malformed), "{why}");
+        }
+        let mut messages = 0;
+        assert_eq!(a.input(now, &good, |_| messages += 1), Ok(()));
+        assert_eq!(messages, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_peer_that_lies_makes_no_panic(
+            steps in proptest::collection::vec(
+                (80u8..86, 0u8..30, 0u32..40, 0u32..6, 0usize..40, any::<bool>()), 1..120,
+            )
+        ) {
+            let (mut a, _, mut now) = pair();
+            for (cmd, frg, sn, una, size, send) in steps {
+                if send {
+                    a.send(&[1; 3000]);
+                    a.flush(now, 2);
+                }
+                let mut longest = 0;
+                let size = if cmd == PUSH { size } else { 0 };
+                let bytes = packet(CONV, cmd, frg, sn, una, &vec![3; size]);
+                let _ = a.input(now, &bytes, |message| longest = longest.max(message.len()));
+                prop_assert!(longest <= MAX_MESSAGE_BYTES);
+                prop_assert!(a.in_flight() <= a.acknowledged.len());
+                now += Duration::from_millis(7);
+                a.flush(now, 1);
+                while let Some(packet) = a.pop_ack().or_else(|| a.pop_data()) {
+                    a.recycle(packet);
+                }
+            }
+        }
+    }
+}

@@ -50,11 +50,15 @@ pub(crate) enum Datagram<'a> {
         masked: Mac,
         tag: Mac,
     },
-    Transport {
-        receiver: u32,
-        counter: u64,
-        sealed: &'a [u8],
-    },
+    Transport(Transport<'a>),
+}
+
+/// Frames under the receiver's keys.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Transport<'a> {
+    pub(crate) receiver: u32,
+    pub(crate) counter: u64,
+    pub(crate) sealed: &'a [u8],
 }
 
 #[derive(Debug, PartialEq)]
@@ -113,11 +117,11 @@ impl<'a> Datagram<'a> {
             {
                 let (receiver, rest) = after_type(bytes)?;
                 let (counter, sealed) = rest.split_first_chunk::<8>()?;
-                Some(Self::Transport {
+                Some(Self::Transport(Transport {
                     receiver,
                     counter: u64::from_be_bytes(*counter),
                     sealed,
-                })
+                }))
             }
             _ => None,
         }

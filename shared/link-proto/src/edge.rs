@@ -344,12 +344,9 @@ impl Endpoint for EdgeEndpoint {
                 masked,
                 tag,
             }) => self.on_cookie(now, receiver, &masked, &tag),
-            Some(Datagram::Transport {
-                receiver,
-                counter,
-                sealed,
-            }) => {
-                let Some(session) = self.session.as_mut().filter(|s| s.owns(receiver)) else {
+            Some(Datagram::Transport(datagram)) => {
+                let Some(session) = self.session.as_mut().filter(|s| s.owns(datagram.receiver))
+                else {
                     self.counters.datagrams_unknown += 1;
                     return;
                 };
@@ -357,9 +354,7 @@ impl Endpoint for EdgeEndpoint {
                 match session.handle_datagram(
                     now,
                     from,
-                    receiver,
-                    counter,
-                    sealed,
+                    datagram,
                     &mut self.plain,
                     &mut self.events,
                 ) {

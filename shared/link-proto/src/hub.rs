@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::{
     api::*,
     cookie::{CookieJar, HubMacs},
-    datagram::{Datagram, Initiation, emit_cookie_reply, emit_response},
+    datagram::{Datagram, Initiation, Transport, emit_cookie_reply, emit_response},
     noise::{Responder, Ticket, public_key},
     rng::Rng,
     session::{Epoch, Identity, Received, Role, Session},
@@ -231,16 +231,10 @@ impl HubEndpoint {
         }
     }
 
-    fn on_transport(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        index: u32,
-        counter: u64,
-        sealed: &[u8],
-    ) {
+    fn on_transport(&mut self, now: Instant, from: SocketAddr, datagram: Transport<'_>) {
+        let index = datagram.receiver;
         if let Some(&id) = self.indices.get(&index) {
-            self.on_session_datagram(now, from, id, index, counter, sealed);
+            self.on_session_datagram(now, from, id, datagram);
             return;
         }
         let Some(at) = self
@@ -254,7 +248,7 @@ impl HubEndpoint {
         let authentic = self.half_open.get(at).is_some_and(|half| {
             half.epoch
                 .keys
-                .open(counter, sealed, &mut self.plain)
+                .open(datagram.counter, datagram.sealed, &mut self.plain)
                 .is_ok()
         });
         if !authentic {
@@ -264,7 +258,7 @@ impl HubEndpoint {
         if let Some(half) = self.half_open.remove(at)
             && let Some(id) = self.establish(now, from, half)
         {
-            self.on_session_datagram(now, from, id, index, counter, sealed);
+            self.on_session_datagram(now, from, id, datagram);
         }
     }
 
@@ -329,22 +323,15 @@ impl HubEndpoint {
         now: Instant,
         from: SocketAddr,
         id: SessionId,
-        index: u32,
-        counter: u64,
-        sealed: &[u8],
+        datagram: Transport<'_>,
     ) {
         let Some(entry) = self.sessions.get_mut(&id) else {
             return;
         };
-        match entry.session.handle_datagram(
-            now,
-            from,
-            index,
-            counter,
-            sealed,
-            &mut self.plain,
-            &mut self.events,
-        ) {
+        match entry
+            .session
+            .handle_datagram(now, from, datagram, &mut self.plain, &mut self.events)
+        {
             Received::Taken => self.make_ready(id),
             Received::Replayed => self.counters.datagrams_replayed += 1,
             Received::Forged => self.counters.datagrams_forged += 1,
@@ -401,11 +388,7 @@ impl Endpoint for HubEndpoint {
         self.counters.datagrams_received += 1;
         self.counters.bytes_received += datagram.len() as u64;
         match Datagram::parse(datagram) {
-            Some(Datagram::Transport {
-                receiver,
-                counter,
-                sealed,
-            }) => self.on_transport(now, from, receiver, counter, sealed),
+            Some(Datagram::Transport(datagram)) => self.on_transport(now, from, datagram),
             Some(Datagram::Initiation(initiation)) => self.on_initiation(now, from, &initiation),
             Some(Datagram::Response { .. } | Datagram::CookieReply { .. }) | None => {
                 self.counters.datagrams_malformed += 1;

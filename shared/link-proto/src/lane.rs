@@ -211,3 +211,57 @@ fn cost(message_bytes: usize) -> u64 {
 fn conv(channel: Channel, generation: u32) -> u32 {
     (generation << 2) | channel.index() as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim;
+
+    #[test]
+    fn credit_holds_back_what_the_other_end_has_no_room_for() {
+        let now = sim::start();
+        let mut lane = Lane::new(now, Channel::Live, 0, true);
+        for _ in 0..10 {
+            lane.push(Bytes::from(vec![0; 16 * 1024]));
+        }
+        assert_eq!(lane.feed(usize::MAX), 3, "64 KiB less what messages cost");
+        assert_eq!(lane.feed(usize::MAX), 0);
+        lane.on_credit(10);
+        assert_eq!(lane.feed(usize::MAX), 0, "credit never shrinks");
+        lane.on_credit(1 << 20);
+        assert_eq!(lane.feed(15), 0, "KCP has enough for now");
+        assert_eq!(lane.feed(usize::MAX), 7);
+        assert!(lane.queue.is_empty() && lane.queued_bytes() == 0);
+        assert!(!lane.is_idle(), "nothing is acknowledged");
+        assert_eq!(lane.outstanding_bytes(), 160 * 1024);
+    }
+
+    #[test]
+    fn credit_is_told_when_a_quarter_has_grown() {
+        let now = sim::start();
+        let mut lane = Lane::new(now, Channel::Control, 0, false);
+        assert_eq!(lane.announce(), STRANGER_CREDIT);
+        lane.received = 1 << 20;
+        lane.consumed(15_000);
+        assert!(!lane.owes_credit());
+        lane.consumed(2_000);
+        assert!(lane.owes_credit());
+        assert_eq!(
+            lane.announce(),
+            STRANGER_CREDIT + 17_000 + 2 * MESSAGE_OVERHEAD
+        );
+        assert!(!lane.owes_credit());
+        lane.admit();
+        assert_eq!(lane.announce(), 512 * 1024 + 17_000 + 2 * MESSAGE_OVERHEAD);
+        lane.consumed(usize::MAX / 2);
+        assert_eq!(lane.consumed, lane.received, "not more than came");
+    }
+
+    #[test]
+    fn generations_and_channels_have_conversations_of_their_own() {
+        let ids: std::collections::BTreeSet<_> = (0..10)
+            .flat_map(|generation| Channel::ALL.map(|channel| conv(channel, generation)))
+            .collect();
+        assert_eq!(ids.len(), 30);
+    }
+}

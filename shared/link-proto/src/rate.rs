@@ -381,7 +381,7 @@ impl RateController {
             rounds: rounds.saturating_add(1),
         };
         // The first round after a step down still tells of the time before it.
-        if rounds % 2 == 0 {
+        if rounds.is_multiple_of(2) {
             return self.rate;
         }
         if self.rate < since_rate / 2.0 && self.queue > since_queue.mul_f64(0.75) {
@@ -459,6 +459,144 @@ impl<T: Copy + Ord> WindowedMin<T> {
         match (self.current, self.previous) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim;
+
+    /// A line of so many bytes per second, that loses evenly, with a feedback each 25 ms.
+    struct Model {
+        controller: RateController,
+        now: Instant,
+        start: Instant,
+        sent_bytes: f64,
+        sent: u64,
+        arrived: f64,
+        arrived_bytes: f64,
+        backlog: f64,
+        loss: f64,
+    }
+
+    const DATAGRAM: f64 = 1232.0;
+    const STEP: Duration = Duration::from_millis(25);
+    const ONE_WAY_US: i32 = 10_000;
+
+    impl Model {
+        fn new(loss: f64) -> Self {
+            let start = sim::start();
+            Self {
+                controller: RateController::new(),
+                now: start,
+                start,
+                sent_bytes: 0.0,
+                sent: 0,
+                arrived: 0.0,
+                arrived_bytes: 0.0,
+                backlog: 0.0,
+                loss,
+            }
+        }
+
+        /// `offered`: what the application has to send, bytes per second.
+        fn run(&mut self, seconds: u32, capacity: f64, offered: f64) {
+            for _ in 0..seconds * 40 {
+                let step = STEP.as_secs_f64();
+                let bytes = self.controller.rate().min(offered) * step;
+                self.sent_bytes += bytes;
+                self.sent = (self.sent_bytes / DATAGRAM) as u64;
+                self.backlog += bytes * (1.0 - self.loss);
+                let through = self.backlog.min(capacity * step);
+                self.backlog = (self.backlog - through).min(capacity * 0.2);
+                self.arrived_bytes += through;
+                self.arrived += through / DATAGRAM;
+                self.now += STEP;
+                let now_us = (self.now - self.start).as_micros() as u32;
+                let queue_us = (self.backlog / capacity * 1e6) as i32;
+                let feedback = Feedback {
+                    highest: self.sent.saturating_sub(1),
+                    datagrams: self.arrived as u64,
+                    bytes: self.arrived_bytes as u64,
+                    echo_us: now_us.wrapping_sub((2 * ONE_WAY_US + queue_us) as u32),
+                    hold_us: 0,
+                    arrival_us: now_us,
+                    one_way_us: ONE_WAY_US + queue_us - 77,
+                    reordered: 0,
+                };
+                self.controller.on_feedback(
+                    self.now,
+                    now_us,
+                    self.sent,
+                    self.sent_bytes as u64,
+                    &feedback,
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn finds_the_line_and_follows_it_down_and_up() {
+        for capacity in [100e3, 1e6, 50e6] {
+            let mut model = Model::new(0.0);
+            for (factor, seconds) in [(1.0, 10), (0.3, 5), (1.0, 20)] {
+                model.run(seconds, capacity * factor, f64::MAX);
+                let ratio = model.controller.rate() / (capacity * factor);
+                assert!(
+                    (0.7..1.3).contains(&ratio),
+                    "{capacity} x {factor}: {ratio}"
+                );
+                assert!(model.controller.queueing_delay() < Duration::from_millis(60));
+            }
+        }
+    }
+
+    #[test]
+    fn the_lines_own_loss_is_made_up_for_and_not_fled_from() {
+        for loss in [0.05, 0.3] {
+            let mut model = Model::new(loss);
+            model.run(20, 1e6, f64::MAX);
+            let ratio = model.controller.rate() * (1.0 - loss) / 1e6;
+            assert!((0.7..1.35).contains(&ratio), "{loss}: {ratio}");
+            assert!((model.controller.loss() - loss).abs() < 0.1, "{loss}");
+        }
+    }
+
+    #[test]
+    fn without_data_there_is_no_evidence_and_no_change() {
+        let mut model = Model::new(0.0);
+        model.run(10, 1e7, f64::MAX);
+        let rate = model.controller.rate();
+        model.run(10, 1e7, 1e5);
+        let idle = model.controller.rate();
+        assert!((0.75..1.25).contains(&(idle / rate)), "{rate} {idle}");
+
+        let mut model = Model::new(0.0);
+        model.run(20, 1e9, 5e5);
+        assert!(model.controller.rate() < 2e6, "{}", model.controller.rate());
+    }
+
+    #[test]
+    fn nonsense_changes_nothing() {
+        let mut model = Model::new(0.0);
+        model.run(1, 1e6, f64::MAX);
+        let rate = model.controller.rate();
+        for feedback in [
+            Feedback::default(),
+            Feedback {
+                highest: u64::MAX,
+                datagrams: u64::MAX,
+                bytes: u64::MAX,
+                ..Feedback::default()
+            },
+        ] {
+            let (now, sent) = (model.now, model.sent);
+            model
+                .controller
+                .on_feedback(now, 0, sent, model.sent_bytes as u64, &feedback);
+            assert_eq!(model.controller.rate(), rate);
         }
     }
 }

@@ -16,7 +16,9 @@ use crate::{
         Bye, Channel, CloseReason, Event, MAX_MESSAGE_BYTES, SendError, SessionId, SessionStats,
         Transmit,
     },
-    datagram::{MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES, transport_header},
+    datagram::{
+        MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES, Transport, transport_header,
+    },
     feedback::{FEEDBACK_INTERVAL, Receiver},
     frame::{self, Frame, Header, Plaintext},
     lane::Lane,
@@ -372,12 +374,15 @@ impl Session {
         &mut self,
         now: Instant,
         from: SocketAddr,
-        index: u32,
-        counter: u64,
-        sealed: &[u8],
+        datagram: Transport<'_>,
         plain: &mut Vec<u8>,
         events: &mut VecDeque<Event>,
     ) -> Received {
+        let Transport {
+            receiver: index,
+            counter,
+            sealed,
+        } = datagram;
         let current = index == self.keys.local_index;
         let epoch = match &mut self.old_keys {
             _ if current => &mut self.keys,
