@@ -1,0 +1,166 @@
+//! The catalog: one SQLite file of what the store knows. Opening, migrating, transactions.
+//!
+//! Rows in, rows out: no segment file is touched here, nothing is decided. Writers go one by one through
+//! one connection; readers have another, so that a slow fsync never holds up a viewer. Other processes
+//! (`hub enroll` beside `hub serve`) open the same file.
+
+pub(crate) mod live;
+pub(crate) mod segments;
+pub(crate) mod streams;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::error::{Result, StoreError};
+
+/// The version that this program writes; each step up has its SQL in [`MIGRATIONS`].
+const VERSION: i64 = 1;
+
+/// From version n to n + 1.
+const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema.sql")];
+
+/// A subcommand beside a daemon waits this long for the other's commit.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Prepared statements kept per connection: all that this crate has.
+const STATEMENTS: usize = 96;
+
+/// The catalog of one data directory.
+pub(crate) struct Catalog {
+    path: PathBuf,
+    writer: Mutex<Connection>,
+    reader: Mutex<Connection>,
+}
+
+/// Why a transaction was rolled back.
+pub(crate) enum Fault {
+    Sql(rusqlite::Error),
+    Store(StoreError),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Catalog {
+    /// Opens or creates `catalog.db` and brings it to this program's version.
+    pub(crate) fn open(data_dir: &Path) -> Result<Self> {
+        let path = data_dir.join("catalog.db");
+        let fault = |source| StoreError::Catalog {
+            path: path.clone(),
+            source,
+        };
+        let writer = connect(&path).map_err(fault)?;
+        migrate(&writer, &path)?;
+        let reader = connect(&path).map_err(fault)?;
+        Ok(Self {
+            writer: Mutex::new(writer),
+            reader: Mutex::new(reader),
+            path,
+        })
+    }
+
+    /// Runs `work` in one transaction: durable when this returns `Ok`, undone otherwise.
+    pub(crate) fn write<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> std::result::Result<T, Fault>,
+    ) -> Result<T> {
+        let mut connection = lock(&self.writer);
+        let run = || -> std::result::Result<T, Fault> {
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let done = work(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        };
+        run().map_err(|fault| self.error(fault))
+    }
+
+    /// Runs `work` on what is committed.
+    pub(crate) fn read<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> std::result::Result<T, Fault>,
+    ) -> Result<T> {
+        work(&lock(&self.reader)).map_err(|fault| self.error(fault))
+    }
+
+    /// Changes whenever another process has committed.
+    pub(crate) fn foreign_version(&self) -> Result<i64> {
+        // Asked of the writing connection: its own commits don't count, all others do.
+        let connection = lock(&self.writer);
+        connection
+            .query_row("PRAGMA data_version", [], |row| row.get(0))
+            .map_err(|e| self.error(e.into()))
+    }
+
+    fn error(&self, fault: Fault) -> StoreError {
+        match fault {
+            Fault::Store(error) => error,
+            Fault::Sql(source) => StoreError::Catalog {
+                path: self.path.clone(),
+                source,
+            },
+        }
+    }
+}
+
+fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+    // A panic between begin and commit has rolled its transaction back: the connection is good.
+    connection.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // FULL: a commit survives a power cut (invariant 1).
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    Ok(connection)
+}
+
+fn migrate(connection: &Connection, path: &Path) -> Result<()> {
+    let fault = |source| StoreError::Catalog {
+        path: path.to_owned(),
+        source,
+    };
+    let step = || -> rusqlite::Result<i64> {
+        // Two processes may come to a new directory at once: only one finds the old version.
+        connection.execute_batch("BEGIN IMMEDIATE")?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        for sql in MIGRATIONS
+            .iter()
+            .skip(usize::try_from(version).unwrap_or(usize::MAX))
+        {
+            connection.execute_batch(sql)?;
+        }
+        if version < VERSION {
+            connection.pragma_update(None, "user_version", VERSION)?;
+        }
+        connection.execute_batch("COMMIT")?;
+        Ok(version)
+    };
+    let found = step().map_err(fault)?;
+    if found > VERSION {
+        return Err(StoreError::CatalogTooNew {
+            path: path.to_owned(),
+            found,
+            known: VERSION,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,594 @@
+//! Rows of segments, tombstones and spans: the ledger.
+
+use std::ops::RangeInclusive;
+
+use model::{
+    HoleReason, MediaDuration, MediaTime, RangeSet, SegmentHash, SegmentInfo, SegmentNumber,
+    WallTime,
+};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::OpenSegment;
+
+/// Segments that follow one another within this are one recorded range.
+const SPAN_JOIN_MS: i64 = 2_000;
+
+/// What a segment's row says of its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Being written, or a partial that waits.
+    Open,
+    /// Whole, under its final name, durable.
+    Here,
+    /// At the edge.
+    Announced,
+}
+
+impl State {
+    const fn from_code(code: i64) -> Self {
+        match code {
+            1 => Self::Here,
+            2 => Self::Announced,
+            _ => Self::Open,
+        }
+    }
+}
+
+/// A segment's row; for one that is not here, duration, bytes and hash are as announced, or nought.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SegmentRow {
+    pub(crate) state: State,
+    pub(crate) info: SegmentInfo,
+}
+
+impl SegmentRow {
+    pub(crate) fn open(&self) -> OpenSegment {
+        OpenSegment {
+            number: self.info.number,
+            run: self.info.run,
+            wall_start: self.info.wall_start,
+            media_start: self.info.media_start,
+            independent: self.info.independent,
+        }
+    }
+}
+
+/// A number as SQLite keeps it: 63 bits are more than any stream uses.
+pub(crate) fn sql(number: SegmentNumber) -> i64 {
+    i64::try_from(number.0).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn number(value: i64) -> SegmentNumber {
+    SegmentNumber(u64::try_from(value).unwrap_or(0))
+}
+
+const COLUMNS: &str =
+    "number, run, state, wall_ms, media_90k, duration_90k, bytes, hash, independent";
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
+    let hash: Option<Vec<u8>> = row.get(7)?;
+    Ok(SegmentRow {
+        state: State::from_code(row.get(2)?),
+        info: SegmentInfo {
+            number: number(row.get(0)?),
+            run: number(row.get(1)?),
+            wall_start: WallTime(row.get(3)?),
+            media_start: MediaTime(row.get(4)?),
+            duration: MediaDuration(row.get(5)?),
+            bytes: u64::try_from(row.get::<_, i64>(6)?).unwrap_or(0),
+            hash: hash
+                .and_then(|h| SegmentHash::from_slice(&h))
+                .unwrap_or(SegmentHash([0; 32])),
+            independent: row.get(8)?,
+        },
+    })
+}
+
+fn collect(
+    c: &Connection,
+    condition: &str,
+    values: impl rusqlite::Params,
+) -> rusqlite::Result<Vec<SegmentRow>> {
+    c.prepare_cached(&format!("SELECT {COLUMNS} FROM segment WHERE {condition}"))?
+        .query_map(values, from_row)?
+        .collect()
+}
+
+pub(crate) fn find(
+    c: &Connection,
+    stream: i64,
+    number: SegmentNumber,
+) -> rusqlite::Result<Option<SegmentRow>> {
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM segment WHERE stream = ?1 AND number = ?2"
+    ))?
+    .query_row(params![stream, sql(number)], from_row)
+    .optional()
+}
+
+/// The lowest row above `after`, whatever its state.
+pub(crate) fn next_after(
+    c: &Connection,
+    stream: i64,
+    after: Option<SegmentNumber>,
+) -> rusqlite::Result<Option<SegmentRow>> {
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM segment WHERE stream = ?1 AND number > ?2 ORDER BY number LIMIT 1"
+    ))?
+    .query_row(params![stream, after.map_or(-1, sql)], from_row)
+    .optional()
+}
+
+pub(crate) fn list_here(
+    c: &Connection,
+    stream: i64,
+    from: SegmentNumber,
+    limit: usize,
+) -> rusqlite::Result<Vec<SegmentRow>> {
+    collect(
+        c,
+        "stream = ?1 AND number >= ?2 AND state = 1 ORDER BY number LIMIT ?3",
+        params![stream, sql(from), limit as i64],
+    )
+}
+
+/// The newest segments that are here, ascending.
+pub(crate) fn newest_here(
+    c: &Connection,
+    stream: i64,
+    from: SegmentNumber,
+    limit: usize,
+) -> rusqlite::Result<Vec<SegmentRow>> {
+    let mut rows = collect(
+        c,
+        "stream = ?1 AND number >= ?2 AND state = 1 ORDER BY number DESC LIMIT ?3",
+        params![stream, sql(from), limit as i64],
+    )?;
+    rows.reverse();
+    Ok(rows)
+}
+
+/// Segments here that begin in a wall-clock range (the second bound excluded), ascending by number.
+pub(crate) fn here_between(
+    c: &Connection,
+    stream: i64,
+    from: WallTime,
+    to: WallTime,
+    limit: usize,
+) -> rusqlite::Result<Vec<SegmentRow>> {
+    let mut rows = collect(
+        c,
+        "stream = ?1 AND wall_ms >= ?2 AND wall_ms < ?3 AND state = 1 ORDER BY wall_ms LIMIT ?4",
+        params![stream, from.0, to.0, limit as i64],
+    )?;
+    rows.sort_unstable_by_key(|row| row.info.number);
+    Ok(rows)
+}
+
+pub(crate) fn list_unshipped(
+    c: &Connection,
+    stream: i64,
+    from: SegmentNumber,
+    limit: usize,
+) -> rusqlite::Result<Vec<SegmentRow>> {
+    collect(
+        c,
+        "stream = ?1 AND number >= ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3",
+        params![stream, sql(from), limit as i64],
+    )
+}
+
+/// How many segments the hub has not settled, and their bytes.
+pub(crate) fn count_unshipped(c: &Connection, stream: i64) -> rusqlite::Result<(u64, u64)> {
+    c.prepare_cached(
+        "SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM segment WHERE stream = ?1 AND state = 1 AND stored = 0",
+    )?
+    .query_row([stream], |row| {
+        Ok((row.get::<_, i64>(0)?.max(0) as u64, row.get::<_, i64>(1)?.max(0) as u64))
+    })
+}
+
+pub(crate) fn list_not_here(c: &Connection, stream: i64) -> rusqlite::Result<Vec<SegmentRow>> {
+    collect(c, "stream = ?1 AND state <> 1 ORDER BY number", [stream])
+}
+
+/// A row *open*: false where the number is used already.
+pub(crate) fn open(c: &Connection, stream: i64, open: &OpenSegment) -> rusqlite::Result<bool> {
+    let changed = c
+        .prepare_cached(
+            "INSERT INTO segment (stream, number, run, state, wall_ms, media_90k, independent)
+             VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6)
+             ON CONFLICT (stream, number) DO UPDATE SET state = 0 WHERE state = 2",
+        )?
+        .execute(params![
+            stream,
+            sql(open.number),
+            sql(open.run),
+            open.wall_start.0,
+            open.media_start.0,
+            open.independent
+        ])?;
+    Ok(changed > 0)
+}
+
+/// A row *announced*, unless the segment is known already.
+pub(crate) fn announce(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "INSERT INTO segment (stream, number, run, state, wall_ms, media_90k, duration_90k, bytes, hash, independent)
+         VALUES (?1, ?2, ?3, 2, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING",
+    )?
+    .execute(params![
+        stream,
+        sql(info.number),
+        sql(info.run),
+        info.wall_start.0,
+        info.media_start.0,
+        info.duration.0,
+        info.bytes as i64,
+        info.hash.0.as_slice(),
+        info.independent
+    ])?;
+    Ok(())
+}
+
+/// The row is *here*; recorded ranges grow.
+pub(crate) fn close(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE segment SET state = 1, duration_90k = ?3, bytes = ?4, hash = ?5 WHERE stream = ?1 AND number = ?2",
+    )?
+    .execute(params![
+        stream,
+        sql(info.number),
+        info.duration.0,
+        info.bytes as i64,
+        info.hash.0.as_slice()
+    ])?;
+    grow_span(c, stream, info)
+}
+
+/// The bytes failed their hash: the row waits to be filled again. How often that has happened.
+pub(crate) fn fail(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<u32> {
+    c.prepare_cached(
+        "UPDATE segment SET state = 2, failures = failures + 1 WHERE stream = ?1 AND number = ?2 RETURNING failures",
+    )?
+    .query_row(params![stream, sql(n)], |row| row.get(0))
+    .optional()
+    .map(|failures| failures.unwrap_or(1))
+}
+
+/// An open row goes back to what was announced, or away where nothing was.
+pub(crate) fn unopen(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE segment SET state = 2 WHERE stream = ?1 AND number = ?2 AND state = 0 AND hash IS NOT NULL",
+    )?
+    .execute(params![stream, sql(n)])?;
+    c.prepare_cached("DELETE FROM segment WHERE stream = ?1 AND number = ?2 AND state = 0")?
+        .execute(params![stream, sql(n)])?;
+    Ok(())
+}
+
+/// Takes rows out and leaves a tombstone. What was here shrinks the recorded ranges.
+pub(crate) fn bury(
+    c: &Connection,
+    stream: i64,
+    range: &RangeInclusive<SegmentNumber>,
+    reason: HoleReason,
+) -> rusqlite::Result<()> {
+    let (first, last) = (sql(*range.start()), sql(*range.end()));
+    if first > last {
+        return Ok(());
+    }
+    for row in collect(
+        c,
+        "stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 ORDER BY number",
+        params![stream, first, last],
+    )? {
+        shrink_span(c, stream, &row.info)?;
+    }
+    c.prepare_cached("DELETE FROM segment WHERE stream = ?1 AND number BETWEEN ?2 AND ?3")?
+        .execute(params![stream, first, last])?;
+    // One tombstone where ranges of a reason touch: they stay few however much expires.
+    let touching: Vec<(i64, i64)> = c
+        .prepare_cached(
+            "SELECT first, last FROM tombstone WHERE stream = ?1 AND reason = ?4 AND first <= ?3 + 1 AND last >= ?2 - 1",
+        )?
+        .query_map(params![stream, first, last, reason.code()], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    let (mut first, mut last) = (first, last);
+    for (f, l) in touching {
+        c.prepare_cached("DELETE FROM tombstone WHERE stream = ?1 AND first = ?2")?
+            .execute(params![stream, f])?;
+        first = first.min(f);
+        last = last.max(l);
+    }
+    c.prepare_cached("INSERT OR REPLACE INTO tombstone VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![stream, first, last, reason.code()])?;
+    Ok(())
+}
+
+/// The tombstone that covers the lowest number above `after`.
+pub(crate) fn next_tombstone(
+    c: &Connection,
+    stream: i64,
+    after: Option<SegmentNumber>,
+) -> rusqlite::Result<Option<RangeInclusive<SegmentNumber>>> {
+    let after = after.map_or(-1, sql);
+    c.prepare_cached(
+        "SELECT first, last FROM tombstone WHERE stream = ?1 AND last > ?2 ORDER BY first LIMIT 1",
+    )?
+    .query_row(params![stream, after], |row| {
+        let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
+        Ok(number(first.max(after + 1))..=number(last))
+    })
+    .optional()
+}
+
+pub(crate) fn tombstones(
+    c: &Connection,
+    stream: i64,
+) -> rusqlite::Result<Vec<(RangeInclusive<SegmentNumber>, HoleReason)>> {
+    c.prepare_cached("SELECT first, last, reason FROM tombstone WHERE stream = ?1 ORDER BY first")?
+        .query_map([stream], |row| {
+            let reason = HoleReason::from_code(row.get(2)?).unwrap_or(HoleReason::Deleted);
+            Ok((number(row.get(0)?)..=number(row.get(1)?), reason))
+        })?
+        .collect()
+}
+
+/// Numbers that are here or buried.
+pub(crate) fn settled(c: &Connection, stream: i64) -> rusqlite::Result<RangeSet> {
+    // Gaps-and-islands in SQL: one row for each unbroken range of numbers that are here.
+    let mut set: RangeSet = c
+        .prepare_cached(
+            "SELECT MIN(number), MAX(number) FROM
+               (SELECT number, number - ROW_NUMBER() OVER (ORDER BY number) AS island
+                FROM segment WHERE stream = ?1 AND state = 1) GROUP BY island",
+        )?
+        .query_map(
+            [stream],
+            |row| Ok(number(row.get(0)?)..=number(row.get(1)?)),
+        )?
+        .collect::<rusqlite::Result<_>>()?;
+    for (range, _) in tombstones(c, stream)? {
+        set.insert_range(range);
+    }
+    Ok(set)
+}
+
+/// Sets what the hub has settled, both ways.
+pub(crate) fn set_stored(c: &Connection, stream: i64, settled: &RangeSet) -> rusqlite::Result<()> {
+    // Whatever the hub lacks: said rarely (it lost its catalog), so the common case touches nothing.
+    let mut from = SegmentNumber(0);
+    for range in settled.iter() {
+        if range.start().0 > from.0 {
+            unstore(c, stream, from, SegmentNumber(range.start().0 - 1))?;
+        }
+        c.prepare_cached(
+            "UPDATE segment SET stored = 1 WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 0",
+        )?
+        .execute(params![stream, sql(*range.start()), sql(*range.end())])?;
+        from = range.end().next();
+    }
+    unstore(c, stream, from, SegmentNumber(i64::MAX as u64))
+}
+
+fn unstore(
+    c: &Connection,
+    stream: i64,
+    first: SegmentNumber,
+    last: SegmentNumber,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE segment SET stored = 0 WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND stored = 1",
+    )?
+    .execute(params![stream, sql(first), sql(last)])?;
+    Ok(())
+}
+
+pub(crate) fn mark_stored(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE segment SET stored = 1 WHERE stream = ?1 AND number = ?2")?
+        .execute(params![stream, sql(n)])?;
+    Ok(())
+}
+
+/// The oldest segments here below a number, and whether the hub has them.
+pub(crate) fn oldest(
+    c: &Connection,
+    stream: i64,
+    below: SegmentNumber,
+    limit: usize,
+) -> rusqlite::Result<Vec<(SegmentRow, bool)>> {
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS}, stored FROM segment WHERE stream = ?1 AND number < ?2 AND state = 1 ORDER BY number LIMIT ?3"
+    ))?
+    .query_map(params![stream, sql(below), limit as i64], |row| {
+        Ok((from_row(row)?, row.get(9)?))
+    })?
+    .collect()
+}
+
+// --- recorded ranges
+
+/// A recorded range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) first: SegmentNumber,
+    pub(crate) last: SegmentNumber,
+    pub(crate) from: WallTime,
+    pub(crate) to: WallTime,
+    pub(crate) segments: u64,
+    pub(crate) bytes: u64,
+}
+
+fn span_from_row(row: &Row<'_>) -> rusqlite::Result<Span> {
+    Ok(Span {
+        first: number(row.get(0)?),
+        last: number(row.get(1)?),
+        from: WallTime(row.get(2)?),
+        to: WallTime(row.get(3)?),
+        segments: row.get::<_, i64>(4)?.max(0) as u64,
+        bytes: row.get::<_, i64>(5)?.max(0) as u64,
+    })
+}
+
+const SPAN: &str = "SELECT first, last, from_ms, to_ms, segments, bytes FROM span";
+
+/// Recorded ranges, newest first.
+pub(crate) fn spans(c: &Connection, stream: i64, limit: usize) -> rusqlite::Result<Vec<Span>> {
+    c.prepare_cached(&format!(
+        "{SPAN} WHERE stream = ?1 ORDER BY first DESC LIMIT ?2"
+    ))?
+    .query_map(params![stream, limit as i64], span_from_row)?
+    .collect()
+}
+
+/// First and last number, count and bytes of all that is here.
+pub(crate) fn totals(
+    c: &Connection,
+    stream: i64,
+) -> rusqlite::Result<(Option<SegmentNumber>, Option<SegmentNumber>, u64, u64)> {
+    c.prepare_cached(
+        "SELECT MIN(first), MAX(last), COALESCE(SUM(segments), 0), COALESCE(SUM(bytes), 0) FROM span WHERE stream = ?1",
+    )?
+    .query_row([stream], |row| {
+        Ok((
+            row.get::<_, Option<i64>>(0)?.map(number),
+            row.get::<_, Option<i64>>(1)?.map(number),
+            row.get::<_, i64>(2)?.max(0) as u64,
+            row.get::<_, i64>(3)?.max(0) as u64,
+        ))
+    })
+}
+
+fn put_span(c: &Connection, stream: i64, span: &Span) -> rusqlite::Result<()> {
+    c.prepare_cached("INSERT OR REPLACE INTO span VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+        .execute(params![
+            stream,
+            sql(span.first),
+            sql(span.last),
+            span.from.0,
+            span.to.0,
+            span.segments as i64,
+            span.bytes as i64
+        ])?;
+    Ok(())
+}
+
+fn remove_span(c: &Connection, stream: i64, span: &Span) -> rusqlite::Result<()> {
+    c.prepare_cached("DELETE FROM span WHERE stream = ?1 AND first = ?2")?
+        .execute(params![stream, sql(span.first)])?;
+    Ok(())
+}
+
+fn span_at_or_below(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+) -> rusqlite::Result<Option<Span>> {
+    c.prepare_cached(&format!(
+        "{SPAN} WHERE stream = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1"
+    ))?
+    .query_row(params![stream, sql(n)], span_from_row)
+    .optional()
+}
+
+fn span_above(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<Option<Span>> {
+    c.prepare_cached(&format!(
+        "{SPAN} WHERE stream = ?1 AND first > ?2 ORDER BY first LIMIT 1"
+    ))?
+    .query_row(params![stream, sql(n)], span_from_row)
+    .optional()
+}
+
+fn grow_span(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
+    let mut new = Span {
+        first: info.number,
+        last: info.number,
+        from: info.wall_start,
+        to: info.wall_start.plus(info.duration),
+        segments: 1,
+        bytes: info.bytes,
+    };
+    let joins = |a: &Span, b: &Span| (b.from.0.saturating_sub(a.to.0)).abs() <= SPAN_JOIN_MS;
+    if let Some(below) = span_at_or_below(c, stream, info.number)? {
+        // A segment inside a range fills a hole of it; one after it may go on from its end.
+        if below.last > info.number || joins(&below, &new) {
+            remove_span(c, stream, &below)?;
+            new = merged(&below, &new);
+        }
+    }
+    if let Some(above) = span_above(c, stream, info.number)?
+        && joins(&new, &above)
+    {
+        remove_span(c, stream, &above)?;
+        new = merged(&new, &above);
+    }
+    put_span(c, stream, &new)
+}
+
+fn merged(a: &Span, b: &Span) -> Span {
+    Span {
+        first: a.first.min(b.first),
+        last: a.last.max(b.last),
+        from: a.from.min(b.from),
+        to: a.to.max(b.to),
+        segments: a.segments + b.segments,
+        bytes: a.bytes + b.bytes,
+    }
+}
+
+/// Takes a segment (still in its row) out of its range. A hole in the middle leaves the range in one piece:
+/// ranges are for the eye, the ledger knows each number.
+fn shrink_span(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
+    let Some(old) = span_at_or_below(c, stream, info.number)? else {
+        return Ok(());
+    };
+    remove_span(c, stream, &old)?;
+    let mut span = Span {
+        segments: old.segments.saturating_sub(1),
+        bytes: old.bytes.saturating_sub(info.bytes),
+        ..old
+    };
+    if span.segments == 0 {
+        return Ok(());
+    }
+    if info.number == old.first
+        && let Some(next) = next_after(c, stream, Some(info.number))?
+    {
+        span.first = next.info.number;
+        span.from = next.info.wall_start;
+    }
+    if info.number == old.last {
+        span.to = info.wall_start.max(span.from);
+        span.last = SegmentNumber(info.number.0.saturating_sub(1)).max(span.first);
+    }
+    put_span(c, stream, &span)
+}
+
+/// The lowest row that is not here.
+pub(crate) fn next_not_here(c: &Connection, stream: i64) -> rusqlite::Result<Option<SegmentRow>> {
+    Ok(collect(
+        c,
+        "stream = ?1 AND state <> 1 ORDER BY number LIMIT 1",
+        [stream],
+    )?
+    .into_iter()
+    .next())
+}
+
+/// The newest segment here below a number.
+pub(crate) fn before(
+    c: &Connection,
+    stream: i64,
+    below: SegmentNumber,
+) -> rusqlite::Result<Option<SegmentRow>> {
+    Ok(collect(
+        c,
+        "stream = ?1 AND number < ?2 AND state = 1 ORDER BY number DESC LIMIT 1",
+        params![stream, sql(below)],
+    )?
+    .into_iter()
+    .next())
+}

@@ -1,0 +1,179 @@
+//! Rows of streams and runs.
+
+use model::{DeviceName, RunInfo, SegmentNumber, StreamName, WallTime};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Fault, segments};
+use crate::error::StoreError;
+
+/// A stream's row.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamRow {
+    pub(crate) id: i64,
+    pub(crate) name: StreamName,
+    pub(crate) title: Option<String>,
+    pub(crate) owner: Option<DeviceName>,
+    pub(crate) told_to_end: bool,
+    pub(crate) ending: Option<SegmentNumber>,
+    pub(crate) ended_on_hub: bool,
+    pub(crate) stretch_first: SegmentNumber,
+    pub(crate) floor: SegmentNumber,
+}
+
+const COLUMNS: &str =
+    "id, name, title, owner, told_to_end, ending, ended_on_hub, stretch_first, floor";
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<StreamRow> {
+    let bad = |column: usize, error: model::NameError| {
+        rusqlite::Error::FromSqlConversionFailure(
+            column,
+            rusqlite::types::Type::Text,
+            Box::new(error),
+        )
+    };
+    let owner: Option<String> = row.get(3)?;
+    Ok(StreamRow {
+        id: row.get(0)?,
+        name: row.get::<_, String>(1)?.parse().map_err(|e| bad(1, e))?,
+        title: row.get(2)?,
+        owner: owner
+            .map(|o| o.parse())
+            .transpose()
+            .map_err(|e| bad(3, e))?,
+        told_to_end: row.get(4)?,
+        ending: row.get::<_, Option<i64>>(5)?.map(segments::number),
+        ended_on_hub: row.get(6)?,
+        stretch_first: segments::number(row.get(7)?),
+        floor: segments::number(row.get(8)?),
+    })
+}
+
+pub(crate) fn find(c: &Connection, name: &StreamName) -> rusqlite::Result<Option<StreamRow>> {
+    c.prepare_cached(&format!("SELECT {COLUMNS} FROM stream WHERE name = ?1"))?
+        .query_row([name.as_str()], from_row)
+        .optional()
+}
+
+/// The stream's row, or the error that there is none.
+pub(crate) fn get(c: &Connection, name: &StreamName) -> Result<StreamRow, Fault> {
+    find(c, name)?.ok_or_else(|| StoreError::NoSuchStream(name.clone()).into())
+}
+
+pub(crate) fn all(c: &Connection) -> rusqlite::Result<Vec<StreamRow>> {
+    c.prepare_cached(&format!("SELECT {COLUMNS} FROM stream ORDER BY name"))?
+        .query_map([], from_row)?
+        .collect()
+}
+
+/// Creates the stream, or gives an unowned one its first owner. An owned one stays.
+pub(crate) fn register(
+    c: &Connection,
+    name: &StreamName,
+    owner: Option<&DeviceName>,
+    now: WallTime,
+) -> Result<(), Fault> {
+    let Some(row) = find(c, name)? else {
+        c.prepare_cached("INSERT INTO stream (name, owner, created_ms) VALUES (?1, ?2, ?3)")?
+            .execute(params![name.as_str(), owner.map(DeviceName::as_str), now.0])?;
+        return Ok(());
+    };
+    match (row.owner, owner) {
+        (Some(has), Some(wants)) if has != *wants => Err(StoreError::OwnedByOther {
+            stream: name.clone(),
+            owner: has,
+        }
+        .into()),
+        (None, Some(owner)) => Ok(set_owner(c, row.id, owner)?),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn set_owner(c: &Connection, id: i64, owner: &DeviceName) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE stream SET owner = ?2 WHERE id = ?1")?
+        .execute(params![id, owner.as_str()])?;
+    Ok(())
+}
+
+pub(crate) fn remove(c: &Connection, id: i64) -> rusqlite::Result<()> {
+    c.prepare_cached("DELETE FROM stream WHERE id = ?1")?
+        .execute([id])?;
+    Ok(())
+}
+
+/// The number is used from now on (invariant 2).
+pub(crate) fn raise_floor(c: &Connection, id: i64, used: SegmentNumber) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE stream SET floor = MAX(floor, ?2) WHERE id = ?1")?
+        .execute(params![id, segments::sql(used.next())])?;
+    Ok(())
+}
+
+/// The stream ends after `last`.
+pub(crate) fn tell_to_end(
+    c: &Connection,
+    id: i64,
+    last: Option<SegmentNumber>,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE stream SET told_to_end = 1, ending = ?2, ended_on_hub = 0 WHERE id = ?1",
+    )?
+    .execute(params![id, last.map(segments::sql)])?;
+    Ok(())
+}
+
+/// Segments come again after an end: a new stretch begins.
+pub(crate) fn begin_anew(c: &Connection, id: i64, first: SegmentNumber) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE stream SET told_to_end = 0, ending = NULL, ended_on_hub = 0, stretch_first = ?2 WHERE id = ?1",
+    )?
+    .execute(params![id, segments::sql(first)])?;
+    Ok(())
+}
+
+pub(crate) fn mark_ended_on_hub(c: &Connection, id: i64) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE stream SET ended_on_hub = 1 WHERE id = ?1 AND told_to_end = 1")?
+        .execute([id])?;
+    Ok(())
+}
+
+pub(crate) fn put_run(c: &Connection, id: i64, run: &RunInfo) -> rusqlite::Result<()> {
+    c.prepare_cached("INSERT OR REPLACE INTO run VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![
+            id,
+            segments::sql(run.run),
+            run.codecs,
+            run.resolution.map(|(width, _)| width),
+            run.resolution.map(|(_, height)| height),
+            run.target_duration_s
+        ])?;
+    Ok(())
+}
+
+fn run_from_row(row: &Row<'_>) -> rusqlite::Result<RunInfo> {
+    let (width, height): (Option<u32>, Option<u32>) = (row.get(2)?, row.get(3)?);
+    Ok(RunInfo {
+        run: segments::number(row.get(0)?),
+        codecs: row.get(1)?,
+        resolution: width.zip(height),
+        target_duration_s: row.get(4)?,
+    })
+}
+
+pub(crate) fn run(
+    c: &Connection,
+    id: i64,
+    run: SegmentNumber,
+) -> rusqlite::Result<Option<RunInfo>> {
+    c.prepare_cached(
+        "SELECT run, codecs, width, height, target_duration_s FROM run WHERE stream = ?1 AND run = ?2",
+    )?
+    .query_row(params![id, segments::sql(run)], run_from_row)
+    .optional()
+}
+
+pub(crate) fn newest_run(c: &Connection, id: i64) -> rusqlite::Result<Option<RunInfo>> {
+    c.prepare_cached(
+        "SELECT run, codecs, width, height, target_duration_s FROM run WHERE stream = ?1 ORDER BY run DESC LIMIT 1",
+    )?
+    .query_row([id], run_from_row)
+    .optional()
+}

@@ -1,0 +1,73 @@
+//! What can go wrong in a store, and who is at fault.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use model::{DeviceName, SegmentNumber, StreamName};
+
+/// A store's failure.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk's fault: full, read-only, gone, slow to die.
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    /// The catalog's disk, or a damaged catalog.
+    #[error("catalog {path}: {source}")]
+    Catalog {
+        path: PathBuf,
+        source: rusqlite::Error,
+    },
+    /// A catalog of a later version; the operator went back to an older program.
+    #[error(
+        "catalog {path} has version {found}, this program knows up to {known}: use the newer program, or restore a backup"
+    )]
+    CatalogTooNew {
+        path: PathBuf,
+        found: i64,
+        known: i64,
+    },
+    /// Another daemon has the directory; the operator's to solve.
+    #[error("{path} is in use by {holder}: stop it, or give another --data-dir")]
+    Locked { path: PathBuf, holder: String },
+    #[error("no stream named {0}")]
+    NoSuchStream(StreamName),
+    /// The announcing device's fault, or an operator's who means to move the stream.
+    #[error(
+        "stream {stream} belongs to device {owner}: `hub stream move {stream} NEW_DEVICE` gives it away"
+    )]
+    OwnedByOther {
+        stream: StreamName,
+        owner: DeviceName,
+    },
+    /// The caller's fault: numbers never repeat (invariant 2).
+    #[error("segment {stream} {number} exists already")]
+    NumberUsed {
+        stream: StreamName,
+        number: SegmentNumber,
+    },
+    /// A closed segment whose bytes are not those announced. Peer's or line's fault; asked for again once.
+    #[error("segment {stream} {number}: {what}")]
+    Segment {
+        stream: StreamName,
+        number: SegmentNumber,
+        what: String,
+    },
+}
+
+pub(crate) type Result<T> = std::result::Result<T, StoreError>;
+
+/// Adds the path to an I/O error.
+pub(crate) trait AtPath<T> {
+    fn at(self, path: &Path) -> Result<T>;
+}
+
+impl<T> AtPath<T> for io::Result<T> {
+    fn at(self, path: &Path) -> Result<T> {
+        self.map_err(|source| StoreError::Io {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}

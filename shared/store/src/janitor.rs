@@ -1,0 +1,199 @@
+//! Carries out retention: plans from the ledger, deletes in the order that invariant 1 asks.
+//!
+//! Rows go first, durably, then files: a crash between leaves files that no list names, and the next start
+//! sweeps them.
+
+use model::{HoleReason, SegmentNumber, StreamName, WallTime};
+
+use crate::{
+    JanitorReport, Store,
+    catalog::{
+        live, segments,
+        streams::{self, StreamRow},
+    },
+    error::Result,
+    files,
+    live::lowest_needed,
+    retention::{self, Candidate, Deletion, Fill},
+};
+
+/// Oldest segments of a stream that one round looks at.
+const ROUND: usize = 256;
+
+/// Rounds in one call: the rest waits for the next.
+const MAX_ROUNDS: usize = 64;
+
+/// A source that can wait is held back while less than this share of the limit is left.
+const HOLD_BACK_SHARE: u64 = 10;
+
+impl Store {
+    /// Plans and carries out retention once. The daemon calls it every few seconds and when a write finds
+    /// the disk full.
+    pub fn run_janitor(&self, now: WallTime) -> Result<JanitorReport> {
+        let mut report = JanitorReport::default();
+        for _ in 0..MAX_ROUNDS {
+            let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
+            self.drop_expired_lists(&all, now)?;
+            let candidates = self.candidates(&all, now)?;
+            let plan =
+                retention::plan(&candidates, &self.inner().options.limits, self.fill()?, now);
+            if plan.is_empty() {
+                break;
+            }
+            for (index, row) in all.iter().enumerate() {
+                let mine: Vec<&Deletion> = plan.iter().filter(|d| d.stream == index).collect();
+                if !mine.is_empty() {
+                    self.delete(row, &mine, &mut report)?;
+                }
+            }
+            if plan.len() < ROUND {
+                break;
+            }
+        }
+        if report.deleted > 0 {
+            self.tick();
+        }
+        Ok(report)
+    }
+
+    /// A source that can wait must wait: little space is left, and nothing that could make room is stored on
+    /// the hub. Only live sources evict (invariant 3).
+    pub fn should_hold_back(&self) -> Result<bool> {
+        let limits = &self.inner().options.limits;
+        if !limits.keep_unshipped {
+            return Ok(false);
+        }
+        let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
+        let mut unshipped = 0;
+        for row in &all {
+            unshipped += self
+                .inner()
+                .catalog
+                .read(|c| Ok(segments::count_unshipped(c, row.id)?))?
+                .1;
+        }
+        let fill = self.fill()?;
+        let margin = |limit: u64| limit - limit / HOLD_BACK_SHARE;
+        let full = limits.max_bytes.is_some_and(|max| unshipped >= margin(max));
+        let scarce = fill.free < limits.reserve_bytes && fill.used <= unshipped;
+        Ok(full || scarce)
+    }
+
+    fn fill(&self) -> Result<Fill> {
+        let used = self.inner().catalog.read(|c| {
+            let mut used = 0;
+            for row in streams::all(c)? {
+                used += segments::totals(c, row.id)?.3;
+            }
+            Ok(used)
+        })?;
+        let free = files::free_bytes(&self.inner().data_dir)?;
+        Ok(Fill { used, free })
+    }
+
+    /// An ended list whose newest segment has expired has nothing to show any more.
+    fn drop_expired_lists(&self, all: &[StreamRow], now: WallTime) -> Result<()> {
+        let Some(age) = self.inner().options.limits.max_age else {
+            return Ok(());
+        };
+        let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+        for row in all.iter().filter(|row| row.told_to_end) {
+            let list = self
+                .inner()
+                .catalog
+                .read(|c| Ok(live::load(c, row.id, self.inner().window())?))?;
+            let newest = list
+                .as_ref()
+                .and_then(|list| list.list.entries().last())
+                .map(|entry| entry.wall_start.plus(entry.duration));
+            if newest.is_some_and(|end| now.0.saturating_sub(end.0) > age) {
+                self.inner()
+                    .catalog
+                    .write(|c| Ok(live::clear_entries(c, row.id)?))?;
+                self.forget_playlist(&row.name);
+            }
+        }
+        Ok(())
+    }
+
+    fn candidates(&self, all: &[StreamRow], now: WallTime) -> Result<Vec<Candidate>> {
+        let mut candidates = Vec::new();
+        for (stream, row) in all.iter().enumerate() {
+            let rows = self.inner().catalog.read(|c| {
+                let list = live::load(c, row.id, self.inner().window())?;
+                let below = list
+                    .and_then(|list| lowest_needed(&list, now))
+                    .unwrap_or(SegmentNumber(i64::MAX as u64));
+                Ok(segments::oldest(c, row.id, below, ROUND)?)
+            })?;
+            candidates.extend(rows.into_iter().map(|(row, stored)| Candidate {
+                stream,
+                number: row.info.number,
+                wall_end: row.info.wall_start.plus(row.info.duration),
+                bytes: row.info.bytes,
+                stored,
+            }));
+        }
+        Ok(candidates)
+    }
+
+    fn delete(
+        &self,
+        row: &StreamRow,
+        plan: &[&Deletion],
+        report: &mut JanitorReport,
+    ) -> Result<()> {
+        self.inner().catalog.write(|c| {
+            for d in plan {
+                segments::bury(c, row.id, &(d.number..=d.number), d.reason)?;
+            }
+            Ok(())
+        })?;
+        for d in plan {
+            files::remove(&self.inner().layout.segment(&row.name, d.number))?;
+            report.deleted += 1;
+            report.deleted_bytes += d.bytes;
+            if d.reason == HoleReason::Evicted {
+                report.forced += 1;
+                tracing::warn!(stream = %row.name, number = d.number.0, "evicted before the hub had it: the disk limit is reached");
+            }
+        }
+        self.sweep_below_first(&row.name, row.id)
+    }
+
+    /// Removes folders and hour lists that lie wholly before the stream's first segment.
+    pub(crate) fn sweep_below_first(&self, stream: &StreamName, id: i64) -> Result<()> {
+        let first = self.inner().catalog.read(|c| {
+            let first = segments::totals(c, id)?.0;
+            let row = match first {
+                Some(first) => segments::find(c, id, first)?,
+                None => None,
+            };
+            // Nothing below the lowest row of any state is wanted either.
+            let waiting = segments::next_not_here(c, id)?;
+            Ok(match (row, waiting) {
+                (Some(a), Some(b)) if b.info.number < a.info.number => Some(b),
+                (a, b) => a.or(b),
+            })
+        })?;
+        let Some(first) = first else { return Ok(()) };
+        let keep = first.info.number.0 / files::SEGMENTS_PER_FOLDER;
+        for folder in self.inner().layout.newest_folders(stream, usize::MAX)? {
+            let index: Option<u64> = folder
+                .file_name()
+                .and_then(|name| name.to_str()?.parse().ok());
+            if index.is_some_and(|index| index < keep) {
+                for (number, _) in self.inner().layout.list_folder(&folder)? {
+                    files::remove(&self.inner().layout.segment(stream, number))?;
+                    files::remove(&self.inner().layout.partial(stream, number))?;
+                }
+                // Something else in it keeps it; nobody misses an empty folder.
+                let _ = std::fs::remove_dir(&folder);
+            }
+        }
+        if self.inner().options.local_playlists {
+            self.sweep_hour_lists(stream, first.info.wall_start)?;
+        }
+        Ok(())
+    }
+}

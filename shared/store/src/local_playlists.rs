@@ -1,0 +1,147 @@
+//! Playlists in the segment folders, for staff who open them straight from disk (edge).
+//!
+//! `segments/{stream}/live.m3u8` rolls: written beside, then renamed. `segments/{stream}/2026-05-01T08.m3u8`
+//! lists one UTC hour: appended, one write an entry, ENDLIST when the hour is over. They are views: a failure
+//! here is logged and stops nothing.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use media::playlist::{self, HOUR_LIST_END, UriForm};
+use model::{SegmentInfo, StreamName, WallTime};
+
+use crate::{
+    Store,
+    catalog::{live::LiveRow, segments, streams},
+    error::{AtPath, Result},
+    live,
+};
+
+/// The highest TARGETDURATION that an hour may bring: what a forced cut keeps to.
+const HOUR_TARGET_S: u32 = 6;
+
+impl Store {
+    /// After a segment was closed: its hour list.
+    pub(crate) fn write_local_playlists(&self, stream: &StreamName, info: &SegmentInfo) {
+        if self.inner().options.local_playlists
+            && let Err(error) = self.append_to_hour(stream, info)
+        {
+            tracing::warn!(%stream, number = info.number.0, %error, "failed to append to the hour list");
+        }
+    }
+
+    /// After the live list changed: `live.m3u8`.
+    pub(crate) fn write_local_live(&self, stream: &StreamName, row: &LiveRow) {
+        let Some(playlist) = live::render(row, UriForm::Folder) else {
+            return;
+        };
+        let folder = self.inner().layout.stream(stream);
+        let (temporary, path) = (folder.join("live.m3u8.new"), folder.join("live.m3u8"));
+        let written = fs::write(&temporary, &playlist.text)
+            .at(&temporary)
+            .and_then(|()| fs::rename(&temporary, &path).at(&path));
+        if let Err(error) = written {
+            tracing::warn!(%stream, %error, "failed to write the local live playlist");
+        }
+    }
+
+    fn append_to_hour(&self, stream: &StreamName, info: &SegmentInfo) -> Result<()> {
+        let before = self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::before(c, row.id, info.number)?)
+        })?;
+        let before = before.map(|row| row.info);
+        let hour = |info: &SegmentInfo| hour_name(info.wall_start);
+        let Some(name) = hour(info) else {
+            return Ok(());
+        };
+        let folder = self.inner().layout.stream(stream);
+        if let Some(old) = before.as_ref().and_then(hour).filter(|old| *old != name) {
+            end_hour(&folder.join(old))?;
+        }
+        let same_hour = before.filter(|before| hour(before).as_ref() == Some(&name));
+        let entry = playlist::hour_list_entry(info, same_hour.as_ref(), UriForm::Folder);
+        append(&folder.join(name), &entry)
+    }
+
+    /// Hour lists whose hour is before the oldest segment that is here.
+    pub(crate) fn sweep_hour_lists(&self, stream: &StreamName, oldest: WallTime) -> Result<()> {
+        let Some(keep) = hour_name(oldest) else {
+            return Ok(());
+        };
+        let folder = self.inner().layout.stream(stream);
+        for entry in fs::read_dir(&folder).at(&folder)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Names sort as their hours do.
+            if is_hour_name(&name) && name < keep {
+                crate::files::remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `2026-05-01T08.m3u8`.
+fn hour_name(time: WallTime) -> Option<String> {
+    time.to_utc()
+        .map(|t| t.format("%Y-%m-%dT%H.m3u8").to_string())
+}
+
+fn is_hour_name(name: &str) -> bool {
+    name.len() == "2026-05-01T08.m3u8".len()
+        && name.ends_with(".m3u8")
+        && name.starts_with(|c: char| c.is_ascii_digit())
+}
+
+/// Appends an entry in one write. A list that was ended (video of a past hour is pushed again) goes on.
+fn append(path: &Path, entry: &str) -> Result<()> {
+    let mut file = open(path)?;
+    let length = file.seek(SeekFrom::End(0)).at(path)?;
+    if length == 0 {
+        let text = playlist::hour_list_head(HOUR_TARGET_S) + entry;
+        return file.write_all(text.as_bytes()).at(path);
+    }
+    if let Some(end) = ended_at(&mut file, length).at(path)? {
+        file.set_len(end).at(path)?;
+        file.seek(SeekFrom::End(0)).at(path)?;
+    }
+    file.write_all(entry.as_bytes()).at(path)
+}
+
+/// Appends ENDLIST to a list that lacks it.
+fn end_hour(path: &PathBuf) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut file = open(path)?;
+    let length = file.seek(SeekFrom::End(0)).at(path)?;
+    if ended_at(&mut file, length).at(path)?.is_none() {
+        file.seek(SeekFrom::End(0)).at(path)?;
+        file.write_all(HOUR_LIST_END.as_bytes()).at(path)?;
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .at(path)
+}
+
+/// Where the ENDLIST of a list begins, if it has one.
+fn ended_at(file: &mut File, length: u64) -> std::io::Result<Option<u64>> {
+    let Some(start) = length.checked_sub(HOUR_LIST_END.len() as u64) else {
+        return Ok(None);
+    };
+    file.seek(SeekFrom::Start(start))?;
+    let mut tail = String::new();
+    file.read_to_string(&mut tail)?;
+    Ok((tail == HOUR_LIST_END).then_some(start))
+}

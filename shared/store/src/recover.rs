@@ -1,0 +1,216 @@
+//! What start-up repairs: open rows and the newest folders only, so that it takes a bounded time.
+//!
+//! On an edge an open segment is closed at what its file holds; on a hub its partial waits to be resumed.
+//! Files that no row knows are removed, rows whose file is gone become holes (*corrupt*).
+
+use std::{collections::HashSet, fs, fs::File};
+
+use media::{access_unit::SourceEvent, ts::demux::Demuxer};
+use model::{HoleReason, MediaDuration, SegmentInfo, SegmentNumber, StreamName};
+
+use crate::{
+    RecoveryReport, Store,
+    catalog::{
+        segments::{self, SegmentRow, State},
+        streams::{self, StreamRow},
+    },
+    error::{AtPath, Result},
+    files::{self, FileKind},
+};
+
+/// Folders looked through for each stream: the one being written and the one before.
+const NEWEST_FOLDERS: usize = 2;
+
+/// A part begins with a PAT; packets are this long.
+const TS_PACKET_BYTES: u64 = 188;
+
+impl Store {
+    pub(crate) fn recover(&self) -> Result<RecoveryReport> {
+        let mut report = RecoveryReport::default();
+        let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
+        for row in &all {
+            self.recover_open(row, &mut report)?;
+            self.recover_folders(row, &mut report)?;
+            self.sweep_below_first(&row.name, row.id)?;
+            self.advance_live(&row.name)?;
+        }
+        Ok(report)
+    }
+
+    fn recover_open(&self, stream: &StreamRow, report: &mut RecoveryReport) -> Result<()> {
+        let rows = self
+            .inner()
+            .catalog
+            .read(|c| Ok(segments::list_not_here(c, stream.id)?))?;
+        for row in rows.iter().filter(|row| row.state == State::Open) {
+            let number = row.info.number;
+            let (partial, whole) = (
+                self.inner().layout.partial(&stream.name, number),
+                self.inner().layout.segment(&stream.name, number),
+            );
+            if whole.exists() {
+                // Renamed, but its row was not committed: as if it had not been renamed.
+                fs::rename(&whole, &partial).at(&whole)?;
+            }
+            let empty = fs::metadata(&partial).map_or(true, |m| m.len() == 0);
+            if empty {
+                files::remove(&partial)?;
+                self.inner()
+                    .catalog
+                    .write(|c| Ok(segments::unopen(c, stream.id, number)?))?;
+            } else if self.inner().options.local_playlists {
+                self.close_recovered(&stream.name, row)?;
+                report.open_closed += 1;
+            } else {
+                report.partials_kept += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes an edge's open segment at the last whole packet before which its media is whole.
+    fn close_recovered(&self, stream: &StreamName, row: &SegmentRow) -> Result<()> {
+        let number = row.info.number;
+        let partial = self.inner().layout.partial(stream, number);
+        let bytes = fs::read(&partial).at(&partial)?;
+        let keep = whole_bytes(&bytes);
+        let kept = bytes.get(..keep).unwrap_or_default();
+        let duration = media_duration(kept);
+        let (Some(duration), false) = (duration, kept.is_empty()) else {
+            tracing::warn!(%stream, number = number.0, "an open segment held no whole access unit: dropped");
+            files::remove(&partial)?;
+            return self.inner().catalog.write(|c| {
+                let row = streams::get(c, stream)?;
+                Ok(segments::unopen(c, row.id, number)?)
+            });
+        };
+        let file = File::options().write(true).open(&partial).at(&partial)?;
+        file.set_len(keep as u64).at(&partial)?;
+        file.sync_all().at(&partial)?;
+        let path = self.inner().layout.segment(stream, number);
+        fs::rename(&partial, &path).at(&path)?;
+        files::sync_folder(&self.inner().layout.folder(stream, number))?;
+        self.commit_closed(
+            stream,
+            &SegmentInfo {
+                duration,
+                bytes: keep as u64,
+                hash: model::SegmentHash::of(kept),
+                ..row.info
+            },
+        )
+    }
+
+    fn recover_folders(&self, stream: &StreamRow, report: &mut RecoveryReport) -> Result<()> {
+        let mut present = HashSet::new();
+        let folders = self
+            .inner()
+            .layout
+            .newest_folders(&stream.name, NEWEST_FOLDERS)?;
+        for folder in &folders {
+            for (number, kind) in self.inner().layout.list_folder(folder)? {
+                let state = self
+                    .inner()
+                    .catalog
+                    .read(|c| Ok(segments::find(c, stream.id, number)?))?
+                    .map(|row| row.state);
+                match (kind, state) {
+                    (FileKind::Segment, Some(State::Here)) => {
+                        present.insert(number);
+                    }
+                    (FileKind::Partial, Some(State::Open)) => {}
+                    (FileKind::Segment, _) => {
+                        files::remove(&self.inner().layout.segment(&stream.name, number))?;
+                        report.orphans_removed += 1;
+                    }
+                    (FileKind::Partial, _) => {
+                        files::remove(&self.inner().layout.partial(&stream.name, number))?;
+                        report.orphans_removed += 1;
+                    }
+                }
+            }
+        }
+        self.bury_missing(stream, &present, report)
+    }
+
+    /// Rows of the newest folders whose files are gone.
+    fn bury_missing(
+        &self,
+        stream: &StreamRow,
+        present: &HashSet<SegmentNumber>,
+        report: &mut RecoveryReport,
+    ) -> Result<()> {
+        let highest = self
+            .inner()
+            .catalog
+            .read(|c| Ok(segments::totals(c, stream.id)?.1))?;
+        let Some(highest) = highest else {
+            return Ok(());
+        };
+        let newest = highest.0 / files::SEGMENTS_PER_FOLDER;
+        let from = newest.saturating_sub(NEWEST_FOLDERS as u64 - 1) * files::SEGMENTS_PER_FOLDER;
+        let limit = NEWEST_FOLDERS * files::SEGMENTS_PER_FOLDER as usize;
+        for info in self.list(&stream.name, SegmentNumber(from), limit)? {
+            let path = self.inner().layout.segment(&stream.name, info.number);
+            if !present.contains(&info.number) && !path.exists() {
+                tracing::error!(stream = %stream.name, number = info.number.0, path = %path.display(), "a segment's file is gone: it becomes a hole");
+                self.inner().catalog.write(|c| {
+                    Ok(segments::bury(
+                        c,
+                        stream.id,
+                        &(info.number..=info.number),
+                        HoleReason::Corrupt,
+                    )?)
+                })?;
+                report.missing_files += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How much of a file is whole. Parts are written in one call each: a torn one shows as a length that is no
+/// whole number of packets, and is cut off at its PAT.
+fn whole_bytes(bytes: &[u8]) -> usize {
+    let packets = bytes.len() / TS_PACKET_BYTES as usize;
+    if bytes.len().is_multiple_of(TS_PACKET_BYTES as usize) {
+        return bytes.len();
+    }
+    bytes
+        .chunks_exact(TS_PACKET_BYTES as usize)
+        .take(packets)
+        .rposition(|packet| matches!(packet, [0x47, flags, 0x00, ..] if flags & 0x5f == 0x40))
+        .map_or(0, |at| at * TS_PACKET_BYTES as usize)
+}
+
+/// The duration of a segment's first track: from its first to its last access unit and one more like it.
+fn media_duration(bytes: &[u8]) -> Option<MediaDuration> {
+    let mut events = Vec::new();
+    let mut demuxer = Demuxer::new();
+    demuxer.push(bytes, &mut events);
+    demuxer.finish(&mut events);
+    let video = events.iter().find_map(|event| match event {
+        SourceEvent::Tracks(tracks) => tracks.iter().find(|t| t.is_video()).map(|t| t.id),
+        _ => None,
+    });
+    let mut times: Vec<i64> = events
+        .iter()
+        .filter_map(|event| match event {
+            SourceEvent::AccessUnit(unit) if video.is_none_or(|id| id == unit.track) => {
+                Some(unit.pts.0)
+            }
+            _ => None,
+        })
+        .collect();
+    times.sort_unstable();
+    times.dedup();
+    let (first, last) = (times.first()?, times.last()?);
+    let count = i64::try_from(times.len()).ok()?;
+    // One access unit alone is taken for a fortieth of a second.
+    let one = if count > 1 {
+        (last - first) / (count - 1)
+    } else {
+        2_250
+    };
+    Some(MediaDuration(last - first + one.max(1)))
+}

@@ -1,0 +1,213 @@
+//! What to delete and why: a pure plan from records, limits and the time. No disk, no clock.
+//!
+//! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first; and
+//! only where a live source must go on, what it has not.
+
+use std::time::Duration;
+
+use model::{HoleReason, SegmentNumber, WallTime};
+
+/// How much a store keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RetentionLimits {
+    /// Segments older than this go. None: age alone deletes nothing.
+    pub max_age: Option<Duration>,
+    /// Bytes of all segments together. None: only `reserve_bytes` limits.
+    pub max_bytes: Option<u64>,
+    /// Bytes to leave free on the file system, for the catalog, logs and neighbours.
+    pub reserve_bytes: u64,
+    /// Edge: what the hub has not stored goes last, and only if it must.
+    pub keep_unshipped: bool,
+}
+
+/// A segment that may be deleted: neither listed nor within its grace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    /// The caller's index of the stream.
+    pub(crate) stream: usize,
+    pub(crate) number: SegmentNumber,
+    pub(crate) wall_end: WallTime,
+    pub(crate) bytes: u64,
+    /// The hub has it.
+    pub(crate) stored: bool,
+}
+
+/// One segment to delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deletion {
+    pub(crate) stream: usize,
+    pub(crate) number: SegmentNumber,
+    pub(crate) bytes: u64,
+    pub(crate) reason: HoleReason,
+}
+
+/// How full it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fill {
+    /// Bytes of all segments, candidates or not.
+    pub(crate) used: u64,
+    /// Free on the file system.
+    pub(crate) free: u64,
+}
+
+impl Fill {
+    /// Bytes that must go for the limits to hold.
+    pub(crate) fn excess(&self, limits: &RetentionLimits) -> u64 {
+        let over = limits
+            .max_bytes
+            .map_or(0, |max| self.used.saturating_sub(max));
+        over.max(limits.reserve_bytes.saturating_sub(self.free))
+    }
+}
+
+/// Plans deletions among `candidates` (in any order).
+pub(crate) fn plan(
+    candidates: &[Candidate],
+    limits: &RetentionLimits,
+    fill: Fill,
+    now: WallTime,
+) -> Vec<Deletion> {
+    let keeps = |c: &Candidate| limits.keep_unshipped && !c.stored;
+    let expired = |c: &Candidate| {
+        limits.max_age.is_some_and(|age| {
+            let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+            now.0.saturating_sub(c.wall_end.0) > age
+        })
+    };
+    let mut oldest: Vec<&Candidate> = candidates.iter().collect();
+    oldest.sort_by_key(|c| (c.wall_end, c.stream, c.number));
+    let mut excess = fill.excess(limits);
+    let mut plan = Vec::new();
+    let mut delete = |c: &Candidate, reason, excess: &mut u64| {
+        *excess = excess.saturating_sub(c.bytes);
+        plan.push(Deletion {
+            stream: c.stream,
+            number: c.number,
+            bytes: c.bytes,
+            reason,
+        });
+    };
+    for c in oldest.iter().filter(|c| expired(c) && !keeps(c)) {
+        delete(c, HoleReason::Expired, &mut excess);
+    }
+    for c in oldest.iter().filter(|c| !expired(c) && !keeps(c)) {
+        if excess == 0 {
+            break;
+        }
+        delete(c, HoleReason::Expired, &mut excess);
+    }
+    for c in oldest.iter().filter(|c| keeps(c)) {
+        if excess == 0 {
+            break;
+        }
+        delete(c, HoleReason::Evicted, &mut excess);
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: WallTime = WallTime(1_000_000_000);
+    const ROOMY: Fill = Fill {
+        used: 1_000,
+        free: u64::MAX,
+    };
+
+    fn candidate(number: u64, age_s: i64, stored: bool) -> Candidate {
+        Candidate {
+            stream: 0,
+            number: SegmentNumber(number),
+            wall_end: WallTime(NOW.0 - age_s * 1_000),
+            bytes: 100,
+            stored,
+        }
+    }
+
+    fn planned(
+        limits: RetentionLimits,
+        fill: Fill,
+        candidates: &[Candidate],
+    ) -> Vec<(u64, HoleReason)> {
+        plan(candidates, &limits, fill, NOW)
+            .iter()
+            .map(|d| (d.number.0, d.reason))
+            .collect()
+    }
+
+    #[test]
+    fn nothing_goes_without_a_limit() {
+        let all = [candidate(1, 1_000_000, true)];
+        assert_eq!(planned(RetentionLimits::default(), ROOMY, &all), []);
+    }
+
+    #[test]
+    fn age_takes_what_is_old_but_not_what_the_hub_lacks() {
+        let limits = RetentionLimits {
+            max_age: Some(Duration::from_secs(60)),
+            keep_unshipped: true,
+            ..Default::default()
+        };
+        let all = [
+            candidate(1, 90, true),
+            candidate(2, 80, false),
+            candidate(3, 61, true),
+            candidate(4, 60, true),
+        ];
+        let expired = HoleReason::Expired;
+        assert_eq!(planned(limits, ROOMY, &all), [(1, expired), (3, expired)]);
+        let hub = RetentionLimits {
+            keep_unshipped: false,
+            ..limits
+        };
+        assert_eq!(
+            planned(hub, ROOMY, &all),
+            [(1, expired), (2, expired), (3, expired)]
+        );
+    }
+
+    #[test]
+    fn space_takes_stored_first_then_oldest() {
+        let limits = RetentionLimits {
+            max_bytes: Some(750),
+            keep_unshipped: true,
+            ..Default::default()
+        };
+        let all = [
+            candidate(1, 50, false),
+            candidate(2, 40, true),
+            candidate(3, 30, false),
+            candidate(4, 20, true),
+        ];
+        assert_eq!(
+            planned(limits, ROOMY, &all),
+            [
+                (2, HoleReason::Expired),
+                (4, HoleReason::Expired),
+                (1, HoleReason::Evicted)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_file_systems_reserve_counts_as_well() {
+        let limits = RetentionLimits {
+            reserve_bytes: 500,
+            ..Default::default()
+        };
+        let fill = Fill {
+            used: 1_000,
+            free: 350,
+        };
+        let all = [
+            candidate(1, 3, false),
+            candidate(2, 2, false),
+            candidate(3, 1, false),
+        ];
+        assert_eq!(
+            planned(limits, fill, &all),
+            [(1, HoleReason::Expired), (2, HoleReason::Expired)]
+        );
+    }
+}

@@ -1,0 +1,664 @@
+//! The store itself: opening, streams, reading, and what replication asks and tells.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io,
+    ops::{Range, RangeInclusive},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use media::playlist::UriForm;
+use model::{
+    DeviceName, HoleReason, MAX_SEGMENT_BYTES, MediaDuration, RangeSet, RunInfo, SegmentHash,
+    SegmentInfo, SegmentNumber, StreamName, WallTime,
+};
+use tokio::sync::watch;
+
+use crate::{
+    Announced, OpenSegment, OpenView, Playlist, RecoveryReport, SegmentWriter, StoreOptions,
+    StreamState, StreamSummary,
+    catalog::{
+        Catalog,
+        segments::{self, SegmentRow, State},
+        streams,
+    },
+    error::{AtPath, Result, StoreError},
+    files::{self, Layout},
+    live::{self, Advanced},
+    lock::Lock,
+};
+
+/// A stream that wrote within this is live: two long segments without a part.
+const LIVE_WITHIN: Duration = Duration::from_secs(12);
+
+/// Recorded ranges told of a stream.
+const MAX_RANGES: usize = 64;
+
+/// A store that is open; clones share it.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) layout: Layout,
+    pub(crate) options: StoreOptions,
+    pub(crate) catalog: Catalog,
+    changes: watch::Sender<u64>,
+    streams: Mutex<HashMap<StreamName, Arc<Mutex<Memory>>>>,
+    foreign_version: Mutex<i64>,
+    _lock: Option<Lock>,
+}
+
+/// What is known of a stream while the store is open.
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) open: BTreeMap<SegmentNumber, OpenView>,
+    pub(crate) playlist: Option<Arc<Playlist>>,
+    playlist_loaded: bool,
+    pub(crate) last_write: Option<Instant>,
+}
+
+impl Inner {
+    pub(crate) fn window(&self) -> MediaDuration {
+        MediaDuration::from_duration(self.options.live_window)
+    }
+}
+
+/// The time by this machine's clock.
+pub(crate) fn wall_now() -> WallTime {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    WallTime(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.inner.data_dir.display())
+    }
+}
+
+/// Opening.
+impl Store {
+    /// Opens or creates the store of a data directory as its one daemon, and reconciles what a crash left.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<(Self, RecoveryReport)> {
+        fs::create_dir_all(dir).at(dir)?;
+        let lock = Lock::take(dir, &options.holder)?;
+        let store = Self::assemble(dir, options, Some(lock))?;
+        let report = store.recover()?;
+        Ok((store, report))
+    }
+
+    /// Opens the catalog beside a daemon, for subcommands: no lock, nothing reconciled, no segment written.
+    pub fn open_beside(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).at(dir)?;
+        Self::assemble(dir, StoreOptions::default(), None)
+    }
+
+    fn assemble(dir: &Path, options: StoreOptions, lock: Option<Lock>) -> Result<Self> {
+        let catalog = Catalog::open(dir)?;
+        let version = catalog.foreign_version()?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                data_dir: dir.to_owned(),
+                layout: Layout::new(dir),
+                options,
+                catalog,
+                changes: watch::Sender::new(0),
+                streams: Mutex::default(),
+                foreign_version: Mutex::new(version),
+                _lock: lock,
+            }),
+        })
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    pub(crate) fn memory_of(&self, stream: &StreamName) -> Arc<Mutex<Memory>> {
+        let mut streams = self
+            .inner
+            .streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        streams.entry(stream.clone()).or_default().clone()
+    }
+
+    /// Runs under the stream's lock; short work only.
+    pub(crate) fn with_memory<T>(
+        &self,
+        stream: &StreamName,
+        work: impl FnOnce(&mut Memory) -> T,
+    ) -> T {
+        let memory = self.memory_of(stream);
+        let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut memory)
+    }
+
+    /// Ticks whenever something changed: a segment opened, a part finished, closed, stored, ended, a device
+    /// changed. A level, not a queue: look at what is there, then wait for the next tick.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    pub(crate) fn tick(&self) {
+        self.inner.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Whether another process (a subcommand) changed the catalog since the last call; if so, ticks. The
+    /// daemon asks each second.
+    pub fn notice_foreign_changes(&self) -> Result<bool> {
+        let now = self.inner.catalog.foreign_version()?;
+        let mut last = self
+            .inner
+            .foreign_version
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let changed = *last != now;
+        *last = now;
+        drop(last);
+        if changed {
+            // `hub stream end` and `remove` change what is listed.
+            for row in self.inner.catalog.read(|c| Ok(streams::all(c)?))? {
+                self.advance_live(&row.name)?;
+            }
+            self.tick();
+        }
+        Ok(changed)
+    }
+}
+
+/// Streams.
+impl Store {
+    /// Makes sure the stream exists and belongs to `owner` (None: this edge itself).
+    pub fn register_stream(&self, stream: &StreamName, owner: Option<&DeviceName>) -> Result<()> {
+        let known = self.inner.catalog.read(|c| Ok(streams::find(c, stream)?))?;
+        if known.is_some_and(|row| row.owner.as_ref() == owner) {
+            return Ok(());
+        }
+        self.inner
+            .catalog
+            .write(|c| streams::register(c, stream, owner, wall_now()))?;
+        self.tick();
+        Ok(())
+    }
+
+    pub fn streams(&self) -> Result<Vec<StreamSummary>> {
+        let rows = self.inner.catalog.read(|c| Ok(streams::all(c)?))?;
+        rows.into_iter().map(|row| self.summary(row)).collect()
+    }
+
+    pub fn stream(&self, stream: &StreamName) -> Result<Option<StreamSummary>> {
+        let row = self.inner.catalog.read(|c| Ok(streams::find(c, stream)?))?;
+        row.map(|row| self.summary(row)).transpose()
+    }
+
+    fn summary(&self, row: streams::StreamRow) -> Result<StreamSummary> {
+        let (run, spans, totals, unshipped) = self.inner.catalog.read(|c| {
+            Ok((
+                streams::newest_run(c, row.id)?,
+                segments::spans(c, row.id, MAX_RANGES)?,
+                segments::totals(c, row.id)?,
+                segments::count_unshipped(c, row.id)?,
+            ))
+        })?;
+        let writing = self.with_memory(&row.name, |memory| {
+            !memory.open.is_empty()
+                || memory
+                    .last_write
+                    .is_some_and(|at| at.elapsed() < LIVE_WITHIN)
+        });
+        let (first_number, last_number, segments, bytes) = totals;
+        Ok(StreamSummary {
+            state: match (row.told_to_end, writing) {
+                (true, _) => StreamState::Ended,
+                (false, true) => StreamState::Live,
+                (false, false) => StreamState::Idle,
+            },
+            name: row.name,
+            title: row.title,
+            owner: row.owner,
+            codecs: run.as_ref().map(|run| run.codecs.clone()),
+            resolution: run.and_then(|run| run.resolution),
+            segments,
+            bytes,
+            ranges: spans.iter().map(|span| (span.from, span.to)).collect(),
+            first_number,
+            last_number,
+            unshipped: unshipped.0,
+            unshipped_bytes: unshipped.1,
+        })
+    }
+
+    /// A run begins; its number is the number of its first segment. Idempotent.
+    pub fn put_run(&self, stream: &StreamName, run: &RunInfo) -> Result<()> {
+        let known = self.run(stream, run.run)?;
+        if known.as_ref() == Some(run) {
+            return Ok(());
+        }
+        self.inner.catalog.write(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(streams::put_run(c, row.id, run)?)
+        })
+    }
+
+    pub fn run(&self, stream: &StreamName, run: SegmentNumber) -> Result<Option<RunInfo>> {
+        self.inner.catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(streams::run(c, row.id, run)?)
+        })
+    }
+
+    /// The stream ends after `last` (None: it is empty). ENDLIST is committed as soon as every segment up to
+    /// it is settled here.
+    pub fn end_stream(&self, stream: &StreamName, last: Option<SegmentNumber>) -> Result<()> {
+        let now = wall_now();
+        let advanced = self.inner.catalog.write(|c| {
+            let row = streams::get(c, stream)?;
+            streams::tell_to_end(c, row.id, last)?;
+            let row = streams::get(c, stream)?;
+            live::advance(c, &row, self.inner.window(), now)
+        })?;
+        self.publish_live(stream, advanced);
+        Ok(())
+    }
+
+    /// Whether the stream was told to end and nothing came after it: `Some(last)`, where `last` is None for
+    /// a stream that ended empty.
+    pub fn ending(&self, stream: &StreamName) -> Result<Option<Option<SegmentNumber>>> {
+        let row = self.inner.catalog.read(|c| streams::get(c, stream))?;
+        Ok(row.told_to_end.then_some(row.ending))
+    }
+
+    /// Edge: the hub has confirmed the end.
+    pub fn mark_ended_on_hub(&self, stream: &StreamName) -> Result<()> {
+        self.inner.catalog.write(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(streams::mark_ended_on_hub(c, row.id)?)
+        })?;
+        self.tick();
+        Ok(())
+    }
+
+    /// Edge: whether the hub has confirmed the end that the stream was told.
+    pub fn ended_on_hub(&self, stream: &StreamName) -> Result<bool> {
+        let row = self.inner.catalog.read(|c| streams::get(c, stream))?;
+        Ok(row.told_to_end && row.ended_on_hub)
+    }
+}
+
+/// Writing.
+impl Store {
+    /// Opens a segment. Its number is burnt, durably, before this returns (invariant 2). The stream must be
+    /// registered and its run put.
+    pub fn open_segment(&self, stream: &StreamName, open: OpenSegment) -> Result<SegmentWriter> {
+        self.inner.layout.make_folder(stream, open.number)?;
+        self.inner.catalog.write(|c| {
+            let row = streams::get(c, stream)?;
+            let buried = segments::next_tombstone(
+                c,
+                row.id,
+                open.number.0.checked_sub(1).map(SegmentNumber),
+            )?
+            .is_some_and(|range| range.contains(&open.number));
+            if buried || !segments::open(c, row.id, &open)? {
+                return Err(StoreError::NumberUsed {
+                    stream: stream.clone(),
+                    number: open.number,
+                }
+                .into());
+            }
+            if row.told_to_end && row.ending.is_none_or(|ending| open.number > ending) {
+                streams::begin_anew(c, row.id, open.number)?;
+            }
+            Ok(streams::raise_floor(c, row.id, open.number)?)
+        })?;
+        let path = self.inner.layout.partial(stream, open.number);
+        let file = File::create(&path).at(&path)?;
+        let writer = SegmentWriter::new(
+            self.clone(),
+            stream.clone(),
+            open,
+            path,
+            file,
+            (blake3::Hasher::new(), 0),
+        );
+        self.tick();
+        Ok(writer)
+    }
+
+    /// Goes on with a partial that a restart or a lost session left (hub).
+    pub fn resume_segment(
+        &self,
+        stream: &StreamName,
+        number: SegmentNumber,
+    ) -> Result<Option<SegmentWriter>> {
+        let row = self.row(stream, number)?;
+        let path = self.inner.layout.partial(stream, number);
+        let Some(row) = row.filter(|row| row.state == State::Open && path.exists()) else {
+            return Ok(None);
+        };
+        let written = files::hash_file(&path)?;
+        let file = File::options().append(true).open(&path).at(&path)?;
+        Ok(Some(SegmentWriter::new(
+            self.clone(),
+            stream.clone(),
+            row.open(),
+            path,
+            file,
+            written,
+        )))
+    }
+
+    /// Partials of a stream that wait to be resumed: what opened them, length, BLAKE3 of those bytes (hub).
+    pub fn partials(&self, stream: &StreamName) -> Result<Vec<(OpenSegment, u64, SegmentHash)>> {
+        let rows = self.inner.catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::list_not_here(c, row.id)?)
+        })?;
+        let mut partials = Vec::new();
+        for row in rows.iter().filter(|row| row.state == State::Open) {
+            let path = self.inner.layout.partial(stream, row.info.number);
+            if path.exists() {
+                let (hasher, bytes) = files::hash_file(&path)?;
+                partials.push((row.open(), bytes, files::hash_of(&hasher)));
+            }
+        }
+        Ok(partials)
+    }
+}
+
+/// Reading.
+impl Store {
+    pub(crate) fn row(
+        &self,
+        stream: &StreamName,
+        number: SegmentNumber,
+    ) -> Result<Option<SegmentRow>> {
+        self.inner.catalog.read(|c| {
+            let Some(row) = streams::find(c, stream)? else {
+                return Ok(None);
+            };
+            Ok(segments::find(c, row.id, number)?)
+        })
+    }
+
+    /// A segment that is here.
+    pub fn segment(
+        &self,
+        stream: &StreamName,
+        number: SegmentNumber,
+    ) -> Result<Option<SegmentInfo>> {
+        let row = self.row(stream, number)?;
+        Ok(row
+            .filter(|row| row.state == State::Here)
+            .map(|row| row.info))
+    }
+
+    /// The file of a closed segment, opened, with what is known of it.
+    pub fn open_file(
+        &self,
+        stream: &StreamName,
+        number: SegmentNumber,
+    ) -> Result<Option<(SegmentInfo, File)>> {
+        let Some(info) = self.segment(stream, number)? else {
+            return Ok(None);
+        };
+        let path = self.inner.layout.segment(stream, number);
+        match File::open(&path) {
+            Ok(file) => Ok(Some((info, file))),
+            // Retention came between row and file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).at(&path),
+        }
+    }
+
+    /// Bytes of a closed segment, or of the open one up to what is written; fewer where it ends before.
+    pub fn read(
+        &self,
+        stream: &StreamName,
+        number: SegmentNumber,
+        range: Range<u64>,
+    ) -> Result<Bytes> {
+        let missing = || StoreError::Segment {
+            stream: stream.clone(),
+            number,
+            what: "it is not here (any more)".to_owned(),
+        };
+        let (partial, whole) = (
+            self.inner.layout.partial(stream, number),
+            self.inner.layout.segment(stream, number),
+        );
+        // It may be closed, and so renamed, between two looks.
+        let mut found = None;
+        for path in [&whole, &partial, &whole] {
+            match File::open(path) {
+                Ok(file) => {
+                    found = Some((file, path));
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).at(path),
+            }
+        }
+        let (file, path) = found.ok_or_else(missing)?;
+        let end = range.end.min(file.metadata().at(path)?.len());
+        let length = end.saturating_sub(range.start).min(MAX_SEGMENT_BYTES);
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, range.start).at(path)?;
+        Ok(Bytes::from(bytes))
+    }
+
+    /// The newest segment being written, as far as it is readable.
+    pub fn open_view(&self, stream: &StreamName) -> Result<Option<OpenView>> {
+        Ok(self.with_memory(stream, |memory| {
+            memory.open.last_key_value().map(|(_, view)| view.clone())
+        }))
+    }
+
+    /// Closed segments here from `from` on, ascending.
+    pub fn list(
+        &self,
+        stream: &StreamName,
+        from: SegmentNumber,
+        limit: usize,
+    ) -> Result<Vec<SegmentInfo>> {
+        let rows = self.inner.catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::list_here(c, row.id, from, limit)?)
+        })?;
+        Ok(rows.into_iter().map(|row| row.info).collect())
+    }
+
+    /// The live playlist as committed, rendered once per change. None: no segment yet.
+    pub fn live_playlist(&self, stream: &StreamName) -> Result<Option<Arc<Playlist>>> {
+        let cached = self.with_memory(stream, |memory| {
+            memory.playlist_loaded.then(|| memory.playlist.clone())
+        });
+        if let Some(playlist) = cached {
+            return Ok(playlist);
+        }
+        let row = self.inner.catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(crate::catalog::live::load(c, row.id, self.inner.window())?)
+        })?;
+        let playlist = row.and_then(|row| live::render(&row, UriForm::Http));
+        self.with_memory(stream, |memory| {
+            if !memory.playlist_loaded {
+                memory.playlist_loaded = true;
+                memory.playlist = playlist;
+            }
+            Ok(memory.playlist.clone())
+        })
+    }
+
+    /// Looks at the ledger again, for a change other than a closed segment.
+    pub(crate) fn advance_live(&self, stream: &StreamName) -> Result<()> {
+        let now = wall_now();
+        let advanced = self
+            .inner
+            .catalog
+            .write(|c| match streams::find(c, stream)? {
+                Some(row) => Ok(Some(live::advance(c, &row, self.inner.window(), now)?)),
+                None => Ok(None),
+            })?;
+        match advanced {
+            Some(advanced) => self.publish_live(stream, advanced),
+            None => self.with_memory(stream, |memory| *memory = Memory::default()),
+        }
+        Ok(())
+    }
+
+    /// After the commit: what viewers see.
+    pub(crate) fn publish_live(&self, stream: &StreamName, advanced: Advanced) {
+        if advanced.changed
+            && let Some(row) = &advanced.row
+        {
+            let playlist = live::render(row, UriForm::Http);
+            self.with_memory(stream, |memory| {
+                memory.playlist_loaded = true;
+                memory.playlist = playlist;
+            });
+            if self.inner.options.local_playlists {
+                self.write_local_live(stream, row);
+            }
+        }
+        for info in &advanced.listed {
+            tracing::debug!(%stream, number = info.number.0, "segment listed");
+        }
+        self.tick();
+    }
+
+    /// Forgets the rendered list: its rows were changed otherwise.
+    pub(crate) fn forget_playlist(&self, stream: &StreamName) {
+        self.with_memory(stream, |memory| {
+            memory.playlist_loaded = false;
+            memory.playlist = None;
+        });
+    }
+}
+
+/// Replication.
+impl Store {
+    /// Ranges of numbers that can no longer change here: here, or tombstoned.
+    pub fn settled(&self, stream: &StreamName) -> Result<RangeSet> {
+        self.inner.catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::settled(c, row.id)?)
+        })
+    }
+
+    /// Hub: segments the edge has and will ship, in ascending order; known ones are stepped over.
+    pub fn announce(&self, stream: &StreamName, announced: &[Announced]) -> Result<()> {
+        self.inner.catalog.write(|c| {
+            let row = streams::get(c, stream)?;
+            for Announced { info } in announced {
+                let settled = segments::next_tombstone(
+                    c,
+                    row.id,
+                    info.number.0.checked_sub(1).map(SegmentNumber),
+                )?
+                .is_some_and(|range| range.contains(&info.number));
+                if !settled {
+                    segments::announce(c, row.id, info)?;
+                }
+            }
+            let highest = announced.iter().map(|a| a.info.number).max();
+            if let Some(highest) = highest {
+                streams::raise_floor(c, row.id, highest)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Numbers that will never be here, with the reason. What is here stays.
+    pub fn settle(
+        &self,
+        stream: &StreamName,
+        range: RangeInclusive<SegmentNumber>,
+        reason: HoleReason,
+    ) -> Result<()> {
+        let now = wall_now();
+        let advanced = self.inner.catalog.write(|c| {
+            let row = streams::get(c, stream)?;
+            let mut missing: RangeSet = [range.clone()].into_iter().collect();
+            for here in segments::settled(c, row.id)?.iter() {
+                missing.remove_range(here);
+            }
+            for range in missing.iter() {
+                for partial in
+                    range.start().0..=range.end().0.min(range.start().0.saturating_add(64))
+                {
+                    files::remove(&self.inner.layout.partial(stream, SegmentNumber(partial)))?;
+                }
+                segments::bury(c, row.id, &range, reason)?;
+            }
+            live::advance(c, &row, self.inner.window(), now)
+        })?;
+        self.publish_live(stream, advanced);
+        Ok(())
+    }
+
+    /// The lowest number never used here for this stream.
+    pub fn floor(&self, stream: &StreamName) -> Result<SegmentNumber> {
+        Ok(self.inner.catalog.read(|c| streams::get(c, stream))?.floor)
+    }
+
+    /// Edge: replaces what is known of the hub: numbers in `settled` need no shipping, all others here do.
+    pub fn set_settled(&self, stream: &StreamName, settled: &RangeSet) -> Result<()> {
+        self.inner.catalog.write(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::set_stored(c, row.id, settled)?)
+        })?;
+        self.tick();
+        Ok(())
+    }
+
+    /// Edge: the hub said `Stored` (or settled) for one segment.
+    pub fn mark_stored(&self, stream: &StreamName, number: SegmentNumber) -> Result<()> {
+        self.inner.catalog.write(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::mark_stored(c, row.id, number)?)
+        })?;
+        self.tick();
+        Ok(())
+    }
+
+    /// Edge: closed segments the hub has not settled, from `from` on, ascending.
+    pub fn unshipped(
+        &self,
+        stream: &StreamName,
+        from: SegmentNumber,
+        limit: usize,
+    ) -> Result<Vec<SegmentInfo>> {
+        let rows = self.inner.catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::list_unshipped(c, row.id, from, limit)?)
+        })?;
+        Ok(rows.into_iter().map(|row| row.info).collect())
+    }
+
+    /// Edge: number ranges that will never be shipped, with their reasons.
+    pub fn holes(
+        &self,
+        stream: &StreamName,
+    ) -> Result<Vec<(RangeInclusive<SegmentNumber>, HoleReason)>> {
+        let all = self.inner.catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::tombstones(c, row.id)?)
+        })?;
+        // What expired here was stored on the hub before.
+        Ok(all
+            .into_iter()
+            .filter(|(_, reason)| *reason != HoleReason::Expired)
+            .collect())
+    }
+}
