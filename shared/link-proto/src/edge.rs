@@ -316,6 +316,13 @@ impl EdgeEndpoint {
     }
 
     #[cfg(test)]
+    pub(crate) fn seal_anything(&mut self, plain: &[u8]) -> Vec<u8> {
+        self.session
+            .as_mut()
+            .map_or(Vec::new(), |session| session.seal_anything(plain))
+    }
+
+    #[cfg(test)]
     pub(crate) fn ticket(&self, session: SessionId) -> Option<u64> {
         self.of(session).map(|known| known.ticket)
     }

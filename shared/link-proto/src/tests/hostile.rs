@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::traffic::{Flow, Traffic};
 use crate::{
-    Channel, Cipher, Endpoint, Event, SendError,
+    Bye, Channel, Cipher, CloseReason, Endpoint, Event, SendError,
     datagram::transport_header,
     sim::{HUB_ADDRESS, Line, Who, World},
 };
@@ -193,8 +193,63 @@ fn too_large_messages_and_gone_sessions_are_told() {
     assert_eq!(sizes, [crate::MAX_MESSAGE_BYTES, 0]);
 }
 
+#[test]
+fn a_peer_that_breaks_the_protocol_loses_its_session_only() {
+    for plain in [
+        &b"short"[..],
+        &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 9, 0], // a frame that is cut off
+        &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0, 0], // KCP without a header
+        &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 3, 0, 0, 0], // a channel that isn't
+        &[0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0], // half a feedback
+    ] {
+        let (mut world, mut traffic) = connected();
+        let bytes = world.edges[0].endpoint.seal_anything(plain);
+        let from = world.edges[0].address;
+        world.inject(from, HUB_ADDRESS, bytes);
+        traffic.run(&mut world, SECOND);
+        traffic.flows[0].total += 1;
+        traffic.run(&mut world, SECOND);
+        assert!(
+            traffic.closes.contains(&(Who::Hub, CloseReason::Violation)),
+            "{plain:?}"
+        );
+        assert!(
+            traffic
+                .closes
+                .contains(&(Who::Edge(0), CloseReason::Peer(Bye::Violation))),
+            "{plain:?}: it hears why"
+        );
+        assert!(traffic.run(&mut world, 60 * SECOND), "and may come again");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn an_authentic_liar_makes_no_panic(
+        datagrams in proptest::collection::vec(
+            (0u32..4, proptest::collection::vec((0u8..6, proptest::collection::vec(any::<u8>(), 0..60)), 0..6)),
+            1..6,
+        )
+    ) {
+        let (mut world, _) = connected();
+        for (generation, frames) in datagrams {
+            let mut plain = generation.to_be_bytes().to_vec();
+            plain.extend_from_slice(&[0; 4]);
+            for (kind, body) in frames {
+                plain.extend_from_slice(&[kind, 0, body.len() as u8]);
+                plain.extend_from_slice(&body);
+            }
+            let bytes = world.edges[0].endpoint.seal_anything(&plain);
+            let from = world.edges[0].address;
+            world.inject(from, HUB_ADDRESS, bytes);
+            world.step();
+        }
+        let before = world.steps;
+        world.run(SECOND, |_, _, _| {}, |_| false);
+        prop_assert!(world.steps - before < 1000, "it settles");
+    }
 
     #[test]
     fn arbitrary_bytes_never_panic(

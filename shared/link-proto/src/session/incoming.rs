@@ -1,0 +1,238 @@
+//! What comes in: replay, decryption, then frame by frame.
+
+use std::{collections::VecDeque, net::SocketAddr, time::Instant};
+
+use super::{BYE_INTERVAL, Received, Role, Session, State};
+use crate::{
+    api::{Bye, Channel, CloseReason, Event},
+    datagram::{TRANSPORT_HEADER_BYTES, Transport},
+    frame::{self, Frame},
+    lane::Lane,
+};
+
+impl Session {
+    /// Checks replay, opens, and acts on what is inside. `plain` is scratch memory.
+    pub(crate) fn handle_datagram(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: Transport<'_>,
+        plain: &mut Vec<u8>,
+        events: &mut VecDeque<Event>,
+    ) -> Received {
+        let Transport {
+            receiver: index,
+            counter,
+            sealed,
+        } = datagram;
+        let current = index == self.keys.local_index;
+        let epoch = match &mut self.old_keys {
+            _ if current => &mut self.keys,
+            Some((old, _)) if old.local_index == index => old,
+            _ => return Received::Forged,
+        };
+        if !epoch.replay.is_new(counter) {
+            self.stats.datagrams_replayed += 1;
+            return Received::Replayed;
+        }
+        if epoch.keys.open(counter, sealed, plain).is_err() {
+            return Received::Forged;
+        }
+        let newest = current && epoch.replay.is_newest(counter);
+        epoch.replay.mark(counter);
+        if let State::Closing { next, left, .. } = &mut self.state {
+            // It hasn't heard yet.
+            if *left == 0 && now >= *next + BYE_INTERVAL {
+                *left = 1;
+                *next = now;
+            }
+            return Received::Taken;
+        }
+        if self.state == State::Dead {
+            return Received::Taken;
+        }
+        if newest && self.role == Role::Hub && from != self.peer {
+            events.push_back(Event::PeerMoved {
+                session: self.id,
+                from: self.peer,
+                to: from,
+            });
+            self.peer = from;
+            self.rate.path_changed();
+        }
+        let bytes = TRANSPORT_HEADER_BYTES + sealed.len();
+        if self.read(now, counter, bytes, plain, events).is_err() {
+            self.stats.datagrams_bad += 1;
+            self.violation(now, events);
+        }
+        self.after_input(events);
+        Received::Taken
+    }
+
+    fn read(
+        &mut self,
+        now: Instant,
+        counter: u64,
+        bytes: usize,
+        plain: &[u8],
+        events: &mut VecDeque<Event>,
+    ) -> Result<(), frame::Malformed> {
+        let (header, frames) = frame::parse_header(plain).ok_or(frame::Malformed)?;
+        if header.generation > self.generation {
+            self.renew_channels(now, header.generation, events);
+        }
+        self.on_sign_of_life(now, events);
+        let now_us = self.clock_us(now);
+        self.receiver
+            .on_datagram(now, now_us, counter, header.sent_us, bytes);
+        let this_generation = header.generation == self.generation;
+        if !this_generation {
+            self.stats.datagrams_bad += 1;
+        }
+        for frame in frames {
+            match frame? {
+                Frame::Ping => {
+                    self.receiver.want_now(now);
+                    if self.admitted {
+                        self.credit_due = Some(now);
+                    }
+                }
+                Frame::Kcp(packet) if this_generation => {
+                    self.receiver.want(now);
+                    self.on_kcp(now, packet, events)?;
+                }
+                Frame::Credit(limits) if this_generation => {
+                    for (lane, limit) in self.lanes.iter_mut().zip(limits) {
+                        lane.on_credit(limit);
+                    }
+                }
+                Frame::Kcp(_) | Frame::Credit(_) => {}
+                Frame::Feedback(feedback) => {
+                    self.rate.on_feedback(
+                        now,
+                        now_us,
+                        self.next_counter,
+                        self.bytes_sent,
+                        &feedback,
+                    );
+                    self.pacer.set_rate(now, self.rate.rate());
+                    self.watch_reordering(feedback.reordered);
+                    if let Some(rto) = self.rate.least_rto() {
+                        for lane in &mut self.lanes {
+                            lane.conversation.set_least_rto(rto);
+                        }
+                    }
+                }
+                Frame::Bye(reason) => {
+                    self.kill(CloseReason::Peer(reason), events);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_kcp(
+        &mut self,
+        now: Instant,
+        packet: &[u8],
+        events: &mut VecDeque<Event>,
+    ) -> Result<(), frame::Malformed> {
+        let conv = packet
+            .first_chunk::<4>()
+            .map(|conv| u32::from_le_bytes(*conv))
+            .ok_or(frame::Malformed)?;
+        let channel = *Channel::ALL
+            .get((conv & 3) as usize)
+            .ok_or(frame::Malformed)?;
+        let session = self.id;
+        let mut messages = 0;
+        let taken = self
+            .lane_mut(channel)
+            .on_packet(now, packet, |message| {
+                messages += 1;
+                events.push_back(Event::Message {
+                    session,
+                    channel,
+                    message,
+                });
+            })
+            .map_err(|_| frame::Malformed);
+        self.stats.messages_received += messages;
+        taken
+    }
+
+    /// Where datagrams overtake each other, one more acknowledgement is waited for before a packet counts as
+    /// lost.
+    fn watch_reordering(&mut self, reordered: u32) {
+        let reordering = self.reordering || reordered.wrapping_sub(self.reordered) > 2;
+        self.reordered = reordered;
+        if reordering && !self.reordering {
+            self.reordering = true;
+            self.set_fast_resend();
+        }
+    }
+
+    fn set_fast_resend(&mut self) {
+        for lane in &mut self.lanes {
+            lane.conversation
+                .set_fast_resend(if self.reordering { 3 } else { 2 });
+        }
+    }
+
+    pub(super) fn renew_channels(
+        &mut self,
+        now: Instant,
+        generation: u32,
+        events: &mut VecDeque<Event>,
+    ) {
+        self.generation = generation;
+        self.generation_began = now;
+        if self.state == State::Silent {
+            self.state = State::Open;
+            self.rate.after_silence();
+            self.pacer.set_rate(now, self.rate.rate());
+        }
+        for lane in &self.lanes {
+            let (sent, resent) = lane.conversation.counts();
+            self.former_packets.0 += sent;
+            self.former_packets.1 += resent;
+        }
+        let admitted = self.admitted;
+        self.lanes = Channel::ALL.map(|channel| Lane::new(now, channel, generation, admitted));
+        self.set_fast_resend();
+        self.acks_again.clear();
+        self.staged = false;
+        self.waiting_since = None;
+        self.ping = true;
+        if admitted {
+            self.tell_credit();
+        }
+        events.push_back(Event::ChannelsReset { session: self.id });
+    }
+
+    fn violation(&mut self, now: Instant, events: &mut VecDeque<Event>) {
+        if matches!(self.state, State::Open | State::Silent) {
+            self.close(now, Bye::Violation);
+            events.push_back(Event::Closed {
+                session: self.id,
+                reason: CloseReason::Violation,
+            });
+        }
+    }
+
+    pub(super) fn after_input(&mut self, events: &mut VecDeque<Event>) {
+        if self.state != State::Open {
+            return;
+        }
+        let limit = self.queue_limit();
+        for channel in Channel::ALL {
+            if self.lane_mut(channel).take_writable(limit) {
+                events.push_back(Event::Writable {
+                    session: self.id,
+                    channel,
+                });
+            }
+        }
+    }
+}
