@@ -18,3 +18,4 @@ pub mod sniff;
 pub mod timeline;
 pub mod ts;
 pub mod ts_mux;
+mod warnings;

@@ -12,4 +12,3 @@ pub mod pes;
 pub mod psi;
 mod streams;
 mod tracks;
-mod warnings;

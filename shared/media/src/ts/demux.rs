@@ -8,11 +8,11 @@ use super::{
     psi::{ElementaryStream, PAT_PID, Pat, Pmt, Program, Sections},
     streams::{Kind, kind},
     tracks::{Report, Tracks},
-    warnings::{Fault, Warnings},
 };
 use crate::{
     access_unit::{SourceEvent, TrackId},
     timeline::{Placed, Timeline},
+    warnings::{Fault, Warnings},
 };
 
 /// How many packets (2 MB) may come before a program table; then that is told.

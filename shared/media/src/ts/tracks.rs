@@ -14,13 +14,13 @@ use super::{
     packet::Pid,
     pes::Pes,
     streams::Kind,
-    warnings::{Fault, Warnings},
 };
 use crate::{
     aac::AdtsHeader,
     access_unit::{AccessUnit, MAX_TRACKS, SourceEvent, Track, TrackFormat, TrackId},
     parameters::Parameters,
     timeline::Times,
+    warnings::{Fault, Warnings},
 };
 
 /// How long declared sound is waited for once there is a picture: multiplexers keep it within a second.

@@ -1,9 +1,11 @@
-//! Warnings that don't flood: the first few of a kind, then each time their number doubles.
+//! Warnings about a source that don't flood: the first few of a kind, then each time their number doubles.
 
 use std::collections::BTreeMap;
 
-use super::packet::Pid;
-use crate::access_unit::{SourceEvent, SourceWarning};
+use crate::{
+    access_unit::{SourceEvent, SourceWarning},
+    ts::packet::Pid,
+};
 
 /// So many of a kind and PID are told one by one.
 const TOLD_SINGLY: u64 = 4;
@@ -13,7 +15,7 @@ const MAX_COUNTERS: usize = 64;
 
 /// What a warning is about, for counting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     Sync,
     Packet,
     Continuity,
@@ -25,19 +27,20 @@ pub(super) enum Fault {
     Frame,
     Parameters,
     Track,
+    Sample,
     /// What is counted together once there are too many kinds.
     Many,
 }
 
 /// Counts and tells.
 #[derive(Debug, Default)]
-pub(super) struct Warnings {
+pub(crate) struct Warnings {
     counts: BTreeMap<(Fault, Option<Pid>), u64>,
 }
 
 impl Warnings {
     /// Counts a warning and, if it is due, tells it; `what` is made only then.
-    pub(super) fn tell(
+    pub(crate) fn tell(
         &mut self,
         fault: Fault,
         pid: Option<Pid>,
