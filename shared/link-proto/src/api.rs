@@ -130,7 +130,7 @@ pub enum Bye {
 /// Why a message was not taken. Nothing was queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// Back-pressure: `Event::Writable` tells when to go on.
+    /// Back-pressure, or silence: `Event::Writable` or `Event::ChannelsReset` tells when to go on.
     #[error("the channel's queue is full")]
     Full,
     /// The session is gone (its `Closed` event may still be queued).

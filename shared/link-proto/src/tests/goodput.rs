@@ -29,7 +29,7 @@ impl Measured {
     }
 }
 
-/// A live stream of `live_bps` in messages of 8 KiB, beside as much bulk as goes, for 10 s after 5 s.
+/// A live stream of `live_bps` in messages of 8 KiB, beside as much bulk as goes, for 10 s after 8 s (a long line is found in some 5 s).
 fn measure(line: Line, live_bps: u64, bulk: bool) -> Measured {
     const LIVE_MESSAGE: usize = 8 * 1024;
     let mut world = World::new(7);
@@ -41,7 +41,7 @@ fn measure(line: Line, live_bps: u64, bulk: bool) -> Measured {
     let mut session = None;
     let mut next_live = world.now;
     let mut waiting = std::collections::VecDeque::new();
-    let (warm, end) = (world.now + 5 * SECOND, world.now + 15 * SECOND);
+    let (warm, end) = (world.now + 8 * SECOND, world.now + 18 * SECOND);
     let (mut latencies, mut bulk_bytes, mut payload) = (Vec::new(), 0usize, 0usize);
     let mut bytes_before = 0;
     while world.now < end {
