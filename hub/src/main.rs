@@ -1,1 +1,23 @@
-fn main() {}
+//! `hub`: receives segments from edge-nodes, keeps them and serves them as HLS.
+
+mod admin;
+mod beside;
+mod cli;
+mod config;
+mod device;
+mod enroll;
+mod keys;
+mod metrics;
+mod serve;
+mod stream;
+mod table;
+mod tasks;
+mod upkeep;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    program::exit::finish(cli::run(cli::Cli::parse()))
+}

@@ -1,0 +1,180 @@
+//! What `/metrics` tells: read from the link's status and the store when somebody asks.
+//!
+//! Nothing is counted here. Names are `penstock_` and the word used everywhere else; no label's values
+//! grow without limit: devices and streams are names that the operator gave.
+
+use std::fmt;
+
+use link::downlink::DownlinkStatus;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    registry::{Registry, Unit},
+};
+use serve::HttpCounters;
+use store::{Store, StreamState};
+use tokio::sync::watch;
+
+/// The registry of a running hub.
+pub(crate) fn registry(
+    store: Store,
+    link: watch::Receiver<DownlinkStatus>,
+    http: &HttpCounters,
+) -> Registry {
+    let mut registry = Registry::with_prefix("penstock");
+    http.register(&mut registry);
+    registry.register_collector(Box::new(Link(link)));
+    registry.register_collector(Box::new(Totals(store)));
+    registry
+}
+
+/// The link's counters and sessions.
+struct Link(watch::Receiver<DownlinkStatus>);
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Link")
+    }
+}
+
+impl Collector for Link {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let status = self.0.borrow().clone();
+        let c = status.counters;
+        for (name, help, count) in [
+            (
+                "link_datagrams_sent",
+                "Datagrams sent to devices",
+                c.datagrams_sent,
+            ),
+            (
+                "link_datagrams_received",
+                "Datagrams received, good or bad",
+                c.datagrams_received,
+            ),
+            (
+                "link_bytes_sent",
+                "Bytes of datagrams sent to devices",
+                c.bytes_sent,
+            ),
+            (
+                "link_bytes_received",
+                "Bytes of datagrams received",
+                c.bytes_received,
+            ),
+            (
+                "link_datagrams_bad",
+                "Datagrams that were not authentic or made no sense",
+                c.datagrams_bad,
+            ),
+            (
+                "link_datagrams_replayed",
+                "Authentic datagrams that had come before",
+                c.datagrams_replayed,
+            ),
+            (
+                "link_handshakes",
+                "Handshakes that ended in a session",
+                c.handshakes,
+            ),
+            (
+                "link_handshakes_refused",
+                "Handshakes refused with a reason",
+                c.handshakes_refused,
+            ),
+            (
+                "link_segments_stored",
+                "Segments received whole and made durable",
+                c.segments_stored,
+            ),
+        ] {
+            one(&mut encoder, name, help, &ConstCounter::new(count))?;
+        }
+        one(
+            &mut encoder,
+            "link_sessions",
+            "Devices connected now",
+            &gauge(status.sessions.len() as u64),
+        )?;
+        let mut rtt = encoder.encode_descriptor(
+            "link_rtt",
+            "Round trip to a connected device",
+            Some(&Unit::Seconds),
+            ConstGauge::new(0f64).metric_type(),
+        )?;
+        for session in &status.sessions {
+            if let Some(time) = session.rtt {
+                let labels = [("device", session.device.as_str())];
+                ConstGauge::new(time.as_secs_f64()).encode(rtt.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is in the store.
+struct Totals(Store);
+
+impl fmt::Debug for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Totals")
+    }
+}
+
+impl Collector for Totals {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let streams = match self.0.streams() {
+            Ok(streams) => streams,
+            Err(error) => {
+                // The link's part is still worth having: a scrape with less in it, and a line in the log.
+                tracing::error!(%error, "failed to read the store's totals for /metrics");
+                return Ok(());
+            }
+        };
+        let sum = |of: fn(&store::StreamSummary) -> u64| {
+            streams.iter().map(of).fold(0, u64::saturating_add)
+        };
+        let live = streams
+            .iter()
+            .filter(|s| s.state == StreamState::Live)
+            .count();
+        one(
+            &mut encoder,
+            "streams",
+            "Streams in the catalog",
+            &gauge(streams.len() as u64),
+        )?;
+        one(
+            &mut encoder,
+            "streams_live",
+            "Streams whose segments are coming",
+            &gauge(live as u64),
+        )?;
+        one(
+            &mut encoder,
+            "store_segments",
+            "Segments here",
+            &gauge(sum(|s| s.segments)),
+        )?;
+        one(
+            &mut encoder,
+            "store_bytes",
+            "Bytes of the segments here",
+            &gauge(sum(|s| s.bytes)),
+        )
+    }
+}
+
+fn gauge(value: u64) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn one(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &impl EncodeMetric,
+) -> fmt::Result {
+    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+}
