@@ -178,3 +178,80 @@ fn one(
 ) -> fmt::Result {
     metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use link::{Counters, downlink::SessionStatus};
+    use model::WallTime;
+    use prometheus_client::encoding::text;
+
+    use super::*;
+
+    #[test]
+    fn every_counter_and_session_is_told_with_its_type() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_beside(dir.path()).unwrap();
+        store
+            .register_stream(&"gate".parse().unwrap(), None)
+            .unwrap();
+        let session = |device: &str, rtt| SessionStatus {
+            device: device.parse().unwrap(),
+            peer: ([10, 0, 0, 9], 4_000).into(),
+            since: WallTime(0),
+            rtt,
+            loss: 0.0,
+            bytes_received: 0,
+        };
+        let counters = Counters {
+            datagrams_sent: 1,
+            datagrams_received: 2,
+            bytes_sent: 3,
+            bytes_received: 4,
+            datagrams_bad: 5,
+            datagrams_replayed: 6,
+            handshakes: 7,
+            handshakes_refused: 8,
+            segments_shipped: 9,
+            segments_stored: 10,
+        };
+        let sessions = vec![
+            session("pole-7", Some(Duration::from_millis(40))),
+            session("pole-8", None),
+        ];
+        let status = DownlinkStatus {
+            listening: None,
+            sessions,
+            counters,
+        };
+        let registry = registry(store, watch::channel(status).1, &HttpCounters::default());
+        let mut shown = String::new();
+        text::encode(&mut shown, &registry).unwrap();
+        for line in [
+            "penstock_link_datagrams_sent_total 1",
+            "penstock_link_datagrams_received_total 2",
+            "penstock_link_bytes_sent_total 3",
+            "penstock_link_bytes_received_total 4",
+            "penstock_link_datagrams_bad_total 5",
+            "penstock_link_datagrams_replayed_total 6",
+            "penstock_link_handshakes_total 7",
+            "penstock_link_handshakes_refused_total 8",
+            "penstock_link_segments_stored_total 10",
+            "penstock_link_sessions 2",
+            "# TYPE penstock_link_rtt_seconds gauge",
+            "penstock_link_rtt_seconds{device=\"pole-7\"} 0.04",
+            "penstock_streams 1",
+            "penstock_streams_live 0",
+            "penstock_store_segments 0",
+            "# TYPE penstock_store_bytes gauge",
+            "# EOF",
+        ] {
+            assert!(shown.lines().any(|l| l == line), "{line}\n{shown}");
+        }
+        assert!(
+            !shown.contains("pole-8"),
+            "a round trip that isn't known is not told: {shown}"
+        );
+    }
+}
