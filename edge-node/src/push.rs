@@ -236,7 +236,8 @@ impl Push<'_> {
             let standing = Standing::look(node, stream).await?;
             let now = Instant::now();
             progress.show(self.standing(&standing, None, true), now);
-            if standing.unshipped == 0 && self.end_is_known(report, &standing) {
+            let end_is_known = report.last.is_none() || standing.ended_on_hub;
+            if standing.unshipped == 0 && end_is_known {
                 return match cut_short {
                     None => Ok(()),
                     Some(why) => Err(Failure::failed(why)),
@@ -263,11 +264,6 @@ impl Push<'_> {
         }
     }
 
-    /// The hub knows that the stream has ended; nothing was cut, nothing to know.
-    fn end_is_known(&self, report: &Report, standing: &Standing) -> bool {
-        report.last.is_none() || standing.connected()
-    }
-
     fn standing(&self, now: &Standing, total: Option<u64>, all_cut: bool) -> progress::Standing {
         let (cut, cut_bytes) = (self.tally.cut(), self.tally.cut_bytes());
         let all = self.before.unshipped + cut;
@@ -286,6 +282,7 @@ impl Push<'_> {
 
 fn stays(segments: u64, why: &str) -> Failure {
     let segments = match segments {
+        0 => return Failure::failed(format!("all segments are on the hub, but {why}")),
         1 => "1 segment stays".to_owned(),
         n => format!("{n} segments stay"),
     };

@@ -22,14 +22,18 @@ pub(crate) struct Standing {
     pub(crate) unshipped_bytes: u64,
     pub(crate) link: UplinkStatus,
     pub(crate) disk_full: bool,
+    /// The hub has confirmed the end that the stream was told.
+    pub(crate) ended_on_hub: bool,
 }
 
 impl Standing {
     /// Asks store and uplink.
     pub(crate) async fn look(node: &Node, stream: &StreamName) -> Result<Self> {
         let (store, name) = (node.store.clone(), stream.clone());
-        let (summary, disk_full) = spawn_blocking(move || {
-            Ok::<_, store::StoreError>((store.stream(&name)?, store.should_hold_back()?))
+        let (summary, disk_full, ended_on_hub) = spawn_blocking(move || {
+            let summary = store.stream(&name)?;
+            let ended = summary.is_some() && store.ended_on_hub(&name)?;
+            Ok::<_, store::StoreError>((summary, store.should_hold_back()?, ended))
         })
         .await??;
         let (unshipped, unshipped_bytes) =
@@ -39,6 +43,7 @@ impl Standing {
             unshipped_bytes,
             link: node.link.borrow().clone(),
             disk_full,
+            ended_on_hub,
         })
     }
 
@@ -74,6 +79,7 @@ impl Standing {
         match &self.link.state {
             LinkState::Unreachable { why } => why.clone(),
             LinkState::Connecting => "the hub has not answered yet".to_owned(),
+            _ if self.unshipped == 0 => "the hub has not confirmed the stream's end".to_owned(),
             _ => "the hub has not taken them yet".to_owned(),
         }
     }

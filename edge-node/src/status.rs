@@ -110,8 +110,9 @@ fn read_catalog(settings: &Settings) -> Result<Value, Failure> {
         Err(error) => return Err(Failure::failed(error)),
     };
     let streams = if data_dir.is_dir() {
-        let store: Store = node::open_store(settings, "edge-node status")?;
-        store.streams().context("failed to list the streams")?
+        // A push without --http may be at work: the catalog is read beside it.
+        let beside = Store::open_beside(data_dir).and_then(|store| store.streams());
+        beside.context("failed to read the catalog")?
     } else {
         Vec::new()
     };
@@ -121,7 +122,7 @@ fn read_catalog(settings: &Settings) -> Result<Value, Failure> {
         "running": false,
         "device": identity.map(|i| i.device),
         "data_dir": data_dir.display().to_string(),
-        "link": { "hub": hub, "state": "not running" },
+        "link": { "hub": hub, "state": "not known: nothing that serves here is running" },
         "streams": streams,
     }))
 }

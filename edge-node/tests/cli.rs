@@ -191,7 +191,25 @@ fn a_data_directory_that_cannot_be_made_is_said() {
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     let below = file.join("data");
-    let ran = edge_node(&["status", "--data-dir", text(&below)]);
-    assert_ne!(ran.code, Some(0));
+    let url = format!(
+        "penstock://127.0.0.1:9/{}#{}",
+        "CQ".to_owned() + &"A".repeat(41),
+        "A".repeat(43)
+    );
+    let ran = edge_node(&["enroll", &url, "--data-dir", text(&below)]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
     assert!(ran.err.contains(text(&file)), "{}", ran.err);
+}
+
+#[test]
+fn the_status_of_nothing_says_how_to_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = edge_node(&["status", "--data-dir", text(&dir.path().join("none"))]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(
+        ran.out.contains("not enrolled: `hub enroll NAME`"),
+        "{}",
+        ran.out
+    );
+    assert!(!dir.path().join("none").exists(), "asking makes nothing");
 }
