@@ -29,7 +29,7 @@ use store::{StreamState, StreamSummary};
 use tokio::sync::watch;
 
 use crate::{
-    App,
+    App, Role,
     answer::{self, CACHE_NOT, Refusal},
     disk::Disk,
     watched::Watched,
@@ -47,6 +47,11 @@ pub(crate) struct Api {
 struct Listing {
     all: Bytes,
     each: Vec<(StreamName, Bytes)>,
+}
+
+#[derive(Serialize)]
+struct Streams<'a> {
+    streams: &'a [Stream],
 }
 
 #[derive(Serialize)]
@@ -93,14 +98,14 @@ impl Api {
     }
 
     async fn listing(&self) -> Result<Arc<Listing>, Refusal> {
-        let store = self.app.store.clone();
+        let (store, role) = (self.app.store.clone(), self.app.role);
         self.listing
             .get(&self.changes, |_| {
                 self.disk.run(move || {
                     let streams = store
                         .streams()
                         .map_err(|error| Refusal::internal("read the list of streams", &error))?;
-                    Listing::new(streams).map(Arc::new)
+                    Listing::new(streams, role).map(Arc::new)
                 })
             })
             .await
@@ -108,11 +113,17 @@ impl Api {
 }
 
 impl Listing {
-    fn new(mut streams: Vec<StreamSummary>) -> Result<Self, Refusal> {
+    fn new(mut streams: Vec<StreamSummary>, role: Role) -> Result<Self, Refusal> {
         let failed = |error| Refusal::internal("write the list of streams", &error);
         streams.sort_by(|a, b| a.name.cmp(&b.name));
+        if role == Role::Hub {
+            // The store counts what no hub above it has, and nobody asked this one to ship.
+            for stream in &mut streams {
+                (stream.unshipped, stream.unshipped_bytes) = (0, 0);
+            }
+        }
         let streams: Vec<Stream> = streams.into_iter().map(Stream::from).collect();
-        let all = serde_json::to_vec(&json!({ "streams": streams })).map_err(failed)?;
+        let all = serde_json::to_vec(&Streams { streams: &streams }).map_err(failed)?;
         let each = streams.iter().map(|stream| {
             let text = serde_json::to_vec(stream).map_err(failed)?;
             Ok((stream.name.clone(), Bytes::from(text)))

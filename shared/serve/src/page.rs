@@ -152,19 +152,29 @@ impl File {
         let etag = |suffix: &str| format!("\"{}{suffix}\"", self.etag);
         let (plain_tag, gzip_tag) = (etag(""), etag("-gzip"));
         let mut headers = self.headers.clone();
-        if let Ok(tag) = HeaderValue::try_from(if packed { &gzip_tag } else { &plain_tag }) {
+        let known = none_match_names(request, &[&plain_tag, &gzip_tag]);
+        let gzip = if packed { self.packed().await } else { None };
+        if gzip.is_some() {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        let tag = if gzip.is_some() {
+            &gzip_tag
+        } else {
+            &plain_tag
+        };
+        if let Ok(tag) = HeaderValue::try_from(tag) {
             headers.insert(header::ETAG, tag);
         }
-        let mut response = if none_match_names(request, &[&plain_tag, &gzip_tag]) {
-            let mut response = Response::new(Body::empty());
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            response
-        } else if let (true, Some(gzip)) = (packed, self.packed().await) {
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            Response::new(Body::from(gzip))
+        let body = gzip.unwrap_or_else(|| self.bytes.clone());
+        headers.insert(header::CONTENT_LENGTH, body.len().into());
+        let mut response = Response::new(if known {
+            Body::empty()
         } else {
-            Response::new(Body::from(self.bytes.clone()))
-        };
+            Body::from(body)
+        });
+        if known {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        }
         *response.headers_mut() = headers;
         response
     }

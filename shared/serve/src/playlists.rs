@@ -39,6 +39,8 @@ const MAX_RECORDINGS_BYTES_EDGE: u64 = 4 << 20;
 const ENTRY_OVERHEAD_BYTES: u64 = 1_024;
 /// A playlist shorter than this fits a packet anyway.
 const MIN_GZIP_BYTES: usize = 512;
+/// A playlist longer than this is compressed in a hurry: a day's takes a tenth of a second otherwise.
+const HURRY_BYTES: usize = 256 << 10;
 /// How long an end-listed recording is served without looking whether retention has shortened it.
 const RECHECK_ENDED: Duration = Duration::from_secs(5);
 /// How long others may keep an end-listed recording of a given range; its segments may expire meanwhile.
@@ -325,7 +327,7 @@ impl Rendered {
         let mut response = if request.contains_key(header::IF_NONE_MATCH)
             && none_match_names(request, &[&self.etag, &self.gzip_etag])
         {
-            headers.remove(header::CONTENT_LENGTH);
+            // Content-Length stays: it is the 200 answer's (RFC 9110 8.6), and the router would write 0.
             headers.remove(header::CONTENT_TYPE);
             headers.remove(header::CONTENT_ENCODING);
             let mut response = Response::new(Body::empty());
@@ -366,7 +368,12 @@ fn gzip(text: &[u8]) -> Option<Bytes> {
     if text.len() < MIN_GZIP_BYTES {
         return None;
     }
-    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 4), Compression::default());
+    let effort = if text.len() > HURRY_BYTES {
+        Compression::fast()
+    } else {
+        Compression::default()
+    };
+    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 4), effort);
     // Writing to memory doesn't fail.
     encoder.write_all(text).ok()?;
     let packed = encoder.finish().ok()?;

@@ -358,7 +358,7 @@ impl Head {
                 (StatusCode::PARTIAL_CONTENT, body(start..end))
             }
             Verdict::NotModified => {
-                headers.remove(header::CONTENT_LENGTH);
+                // Content-Length stays: it is the 200 answer's (RFC 9110 8.6), and the router would write 0.
                 headers.remove(header::CONTENT_TYPE);
                 (StatusCode::NOT_MODIFIED, Body::empty())
             }
