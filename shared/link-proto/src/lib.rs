@@ -18,6 +18,7 @@ mod noise;
 mod pacing;
 mod rate;
 mod replay;
+pub mod replicate;
 mod rng;
 mod session;
 #[cfg(any(test, feature = "sim"))]

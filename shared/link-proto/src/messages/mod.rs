@@ -84,10 +84,10 @@ pub enum ToHub {
         ranges: Vec<RangeInclusive<SegmentNumber>>,
         reason: HoleReason,
     },
-    /// Nothing follows `last`.
+    /// Nothing follows `last`; None: the stream is empty.
     StreamEnd {
         stream: StreamName,
-        last: SegmentNumber,
+        last: Option<SegmentNumber>,
     },
 }
 
@@ -139,7 +139,7 @@ pub enum ToEdge {
     /// The end after `last` is committed.
     Ended {
         stream: StreamName,
-        last: SegmentNumber,
+        last: Option<SegmentNumber>,
     },
 }
 

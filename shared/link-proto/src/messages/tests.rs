@@ -103,7 +103,7 @@ fn every_to_hub() -> Vec<ToHub> {
         },
         ToHub::StreamEnd {
             stream: stream(),
-            last: SegmentNumber(7),
+            last: Some(SegmentNumber(7)),
         },
     ]
 }
@@ -155,7 +155,11 @@ fn every_to_edge() -> Vec<ToEdge> {
         },
         ToEdge::Ended {
             stream: stream(),
-            last: number,
+            last: Some(number),
+        },
+        ToEdge::Ended {
+            stream: stream(),
+            last: None,
         },
     ]
 }
@@ -233,7 +237,8 @@ fn nonsense_is_named() {
         stream: stream(),
         info: info(),
     };
-    let of = |m: &mut wire::SegmentClosed, f: fn(&mut wire::Segment)| f(m.segment.as_mut().unwrap());
+    let of =
+        |m: &mut wire::SegmentClosed, f: fn(&mut wire::Segment)| f(m.segment.as_mut().unwrap());
     let errors = [
         spoiled!(ToHub::Hello(hello()), Hello, m => m.version = 0),
         spoiled!(ToHub::Hello(hello()), Hello, m => m.software = "x".repeat(129)),

@@ -15,8 +15,7 @@ pub(super) fn from_wire(message: wire::ToEdge) -> Result<Option<ToEdge>, Protoco
     Ok(Some(match kind {
         Kind::Welcome(m) => {
             check::at_most("floors", m.floors.len(), MAX_FLOORS)?;
-            let floor =
-                |f: wire::Floor| Ok((check::stream(f.stream)?, SegmentNumber(f.number)));
+            let floor = |f: wire::Floor| Ok((check::stream(f.stream)?, SegmentNumber(f.number)));
             ToEdge::Welcome {
                 name: m
                     .name
@@ -57,7 +56,7 @@ pub(super) fn from_wire(message: wire::ToEdge) -> Result<Option<ToEdge>, Protoco
         },
         Kind::Ended(m) => ToEdge::Ended {
             stream: check::stream(m.stream)?,
-            last: SegmentNumber(m.last),
+            last: m.last.map(SegmentNumber),
         },
     }))
 }
@@ -147,7 +146,7 @@ pub(super) fn to_wire(message: &ToEdge) -> wire::ToEdge {
         }),
         ToEdge::Ended { stream, last } => Kind::Ended(wire::Ended {
             stream: stream.to_string(),
-            last: last.0,
+            last: last.map(|last| last.0),
         }),
     };
     wire::ToEdge { kind: Some(kind) }

@@ -37,7 +37,11 @@ pub(super) fn from_wire(message: wire::ToHub) -> Result<Option<ToHub>, ProtocolE
             check::at_most("announced segments", m.segments.len(), MAX_ANNOUNCED)?;
             ToHub::Announce {
                 stream: check::stream(m.stream)?,
-                runs: m.runs.into_iter().map(check::run).collect::<Result<_, _>>()?,
+                runs: m
+                    .runs
+                    .into_iter()
+                    .map(check::run)
+                    .collect::<Result<_, _>>()?,
                 segments: m
                     .segments
                     .into_iter()
@@ -58,7 +62,7 @@ pub(super) fn from_wire(message: wire::ToHub) -> Result<Option<ToHub>, ProtocolE
         },
         Kind::StreamEnd(m) => ToHub::StreamEnd {
             stream: check::stream(m.stream)?,
-            last: SegmentNumber(m.last),
+            last: m.last.map(SegmentNumber),
         },
     }))
 }
@@ -171,7 +175,7 @@ pub(super) fn to_wire(message: &ToHub) -> wire::ToHub {
         }),
         ToHub::StreamEnd { stream, last } => Kind::StreamEnd(wire::StreamEnd {
             stream: stream.to_string(),
-            last: last.0,
+            last: last.map(|last| last.0),
         }),
     };
     wire::ToHub { kind: Some(kind) }

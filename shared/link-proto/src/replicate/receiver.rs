@@ -1,0 +1,403 @@
+//! The hub's half: what an edge's messages ask of the store, and what to answer.
+//!
+//! Each message gives at most one [`Job`]; the shell does the jobs of a session one after the other and
+//! brings back an [`Outcome`], from which the answers follow. Nothing is `Stored` before the shell says that
+//! it is durable (invariant 3). Who may be here at all (`Hello`, `Enrol`) was decided before.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use model::{
+    HoleReason, MAX_SEGMENT_BYTES, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
+    StreamName,
+};
+
+use super::{MAX_PARTIALS, MAX_STREAMS};
+use crate::messages::{
+    Chunk, MAX_RANGES, PartEnd, ProtocolError, SegmentStart, Settled, ToEdge, ToHub,
+};
+
+/// How long an edge holds a segment back that the hub's disk could not take.
+const DISK_WAIT_MS: u32 = 5_000;
+
+/// What the store is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// Make sure the stream exists and is this device's; then say what is settled, and which partials wait.
+    Register { stream: StreamName },
+    /// Say what is settled.
+    Compare {
+        stream: StreamName,
+        below: SegmentNumber,
+    },
+    Announce {
+        stream: StreamName,
+        runs: Vec<RunInfo>,
+        segments: Vec<SegmentInfo>,
+    },
+    /// Begin a segment, or go on with its partial where `offset` is its length. Another one that this stream
+    /// had open stays as a partial.
+    Start(SegmentStart),
+    /// Append to the segment that was begun last.
+    Append {
+        stream: StreamName,
+        number: SegmentNumber,
+        data: Bytes,
+        part_end: Option<PartEnd>,
+    },
+    /// Check, make durable, enter.
+    Close {
+        stream: StreamName,
+        info: SegmentInfo,
+    },
+    Settle {
+        stream: StreamName,
+        ranges: Vec<std::ops::RangeInclusive<SegmentNumber>>,
+        reason: HoleReason,
+    },
+    End {
+        stream: StreamName,
+        last: Option<SegmentNumber>,
+    },
+}
+
+/// A segment's beginning that waits for the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Partial {
+    pub number: SegmentNumber,
+    pub length: u64,
+    pub hash: SegmentHash,
+}
+
+/// What became of a job. A job without an answer of its own (`Announce`, `Settle`, `Append`) that went well
+/// has no outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Registered {
+        stream: StreamName,
+        settled: RangeSet,
+        partials: Vec<Partial>,
+    },
+    /// The stream can't be this device's.
+    StreamRefused { stream: StreamName, reason: String },
+    Compared {
+        stream: StreamName,
+        below: SegmentNumber,
+        settled: RangeSet,
+    },
+    /// Begun; bytes may come.
+    Started,
+    /// It is here, or settled without its bytes.
+    AlreadySettled {
+        stream: StreamName,
+        number: SegmentNumber,
+    },
+    /// Here and durable.
+    Stored {
+        stream: StreamName,
+        number: SegmentNumber,
+    },
+    /// No partial of that length, or its bytes failed their hash for the first time: it is to come anew.
+    Unusable {
+        stream: StreamName,
+        number: SegmentNumber,
+    },
+    /// Settled as a hole.
+    Hole {
+        stream: StreamName,
+        number: SegmentNumber,
+        reason: HoleReason,
+    },
+    /// The hub's disk or catalog is at fault; it may be well again later.
+    Failed {
+        stream: StreamName,
+        number: SegmentNumber,
+    },
+    Ended {
+        stream: StreamName,
+        last: Option<SegmentNumber>,
+    },
+}
+
+/// One session's state above the store: which streams are open, and how far each segment has come.
+#[derive(Debug, Default)]
+pub struct Receiver {
+    /// At most [`MAX_STREAMS`].
+    streams: BTreeMap<StreamName, Stream>,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Open(Option<Incoming>),
+    /// What still comes for it is dropped.
+    Refused,
+}
+
+#[derive(Debug)]
+struct Incoming {
+    number: SegmentNumber,
+    /// Where the next chunk must begin.
+    offset: u64,
+    /// Its answer is given; what still comes for it is dropped.
+    answered: bool,
+}
+
+impl Receiver {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The channels were renewed: the edge opens its streams anew.
+    pub fn reset(&mut self) {
+        self.streams.clear();
+    }
+
+    /// What a message asks for; none where there is nothing to do. An error ends the session: the edge is at
+    /// fault.
+    pub fn handle_message(&mut self, message: ToHub) -> Result<Option<Job>, ProtocolError> {
+        match message {
+            ToHub::Hello(_) => Err(ProtocolError::OutOfOrder("hello")),
+            ToHub::Enrol { .. } | ToHub::EnrolConfirm => {
+                Err(ProtocolError::OutOfOrder("enrolment"))
+            }
+            ToHub::StreamOpen { stream } => self.open(stream),
+            ToHub::SettledNext { stream, cursor } => {
+                Ok(self.incoming(&stream)?.map(|_| Job::Compare {
+                    stream,
+                    below: cursor,
+                }))
+            }
+            ToHub::Announce {
+                stream,
+                runs,
+                segments,
+            } => Ok(self.incoming(&stream)?.map(|_| Job::Announce {
+                stream,
+                runs,
+                segments,
+            })),
+            ToHub::SegmentStart(start) => self.start(start),
+            ToHub::Chunk(chunk) => self.chunk(chunk),
+            ToHub::SegmentClosed { stream, info } => self.closed(stream, info),
+            ToHub::Holes {
+                stream,
+                ranges,
+                reason,
+            } => Ok(self.incoming(&stream)?.map(|_| Job::Settle {
+                stream,
+                ranges,
+                reason,
+            })),
+            ToHub::StreamEnd { stream, last } => {
+                Ok(self.incoming(&stream)?.map(|_| Job::End { stream, last }))
+            }
+        }
+    }
+
+    /// The answers to a job's outcome: at most [`MAX_PARTIALS`] and one.
+    pub fn handle_outcome(&mut self, outcome: Outcome) -> Vec<ToEdge> {
+        match outcome {
+            Outcome::Registered {
+                stream,
+                settled,
+                mut partials,
+            } => {
+                // The newest are the likeliest to be asked for still.
+                partials.sort_by_key(|partial| std::cmp::Reverse(partial.number));
+                partials.truncate(MAX_PARTIALS);
+                let resume = |partial: &Partial| ToEdge::Resume {
+                    stream: stream.clone(),
+                    number: partial.number,
+                    length: partial.length,
+                    hash: partial.hash,
+                };
+                let mut answers: Vec<_> = partials
+                    .iter()
+                    .filter(|partial| (1..=MAX_SEGMENT_BYTES).contains(&partial.length))
+                    .map(resume)
+                    .collect();
+                answers.push(ToEdge::Settled(settled_page(stream, &settled, None)));
+                answers
+            }
+            Outcome::StreamRefused { stream, reason } => vec![self.refuse(stream, reason)],
+            Outcome::Compared {
+                stream,
+                below,
+                settled,
+            } => vec![ToEdge::Settled(settled_page(stream, &settled, Some(below)))],
+            Outcome::Started => Vec::new(),
+            Outcome::AlreadySettled { stream, number } => {
+                self.answered(&stream, number);
+                vec![ToEdge::Stored { stream, number }]
+            }
+            Outcome::Stored { stream, number } => vec![ToEdge::Stored { stream, number }],
+            Outcome::Unusable { stream, number } => {
+                self.answered(&stream, number);
+                vec![again(stream, number, 0)]
+            }
+            Outcome::Hole {
+                stream,
+                number,
+                reason,
+            } => vec![ToEdge::Hole {
+                stream,
+                number,
+                reason,
+            }],
+            Outcome::Failed { stream, number } => {
+                self.answered(&stream, number);
+                vec![again(stream, number, DISK_WAIT_MS)]
+            }
+            Outcome::Ended { stream, last } => vec![ToEdge::Ended { stream, last }],
+        }
+    }
+
+    /// The streams that this session ships.
+    pub fn streams(&self) -> impl Iterator<Item = &StreamName> {
+        self.streams
+            .iter()
+            .filter(|(_, state)| matches!(state, Stream::Open(_)))
+            .map(|(name, _)| name)
+    }
+
+    /// The stream is not (or no longer) this device's: what to tell it. Only this stream stops.
+    pub fn refuse(&mut self, stream: StreamName, reason: String) -> ToEdge {
+        if let Some(state) = self.streams.get_mut(&stream) {
+            *state = Stream::Refused;
+        }
+        ToEdge::StreamRefused { stream, reason }
+    }
+
+    fn open(&mut self, stream: StreamName) -> Result<Option<Job>, ProtocolError> {
+        if self.streams.len() >= MAX_STREAMS && !self.streams.contains_key(&stream) {
+            return Err(ProtocolError::TooLong {
+                what: "list of streams",
+                length: MAX_STREAMS as u64 + 1,
+                limit: MAX_STREAMS as u64,
+            });
+        }
+        self.streams.insert(stream.clone(), Stream::Open(None));
+        Ok(Some(Job::Register { stream }))
+    }
+
+    /// The segment now coming on a stream; the outer None: the stream was refused.
+    fn incoming(
+        &mut self,
+        stream: &StreamName,
+    ) -> Result<Option<&mut Option<Incoming>>, ProtocolError> {
+        match self.streams.get_mut(stream) {
+            Some(Stream::Open(incoming)) => Ok(Some(incoming)),
+            Some(Stream::Refused) => Ok(None),
+            None => Err(ProtocolError::OutOfOrder("a stream that was not opened")),
+        }
+    }
+
+    fn start(&mut self, start: SegmentStart) -> Result<Option<Job>, ProtocolError> {
+        Ok(self.incoming(&start.stream)?.map(|incoming| {
+            *incoming = Some(Incoming {
+                number: start.number,
+                offset: start.offset,
+                answered: false,
+            });
+            Job::Start(start)
+        }))
+    }
+
+    fn chunk(&mut self, chunk: Chunk) -> Result<Option<Job>, ProtocolError> {
+        let unexpected = |why| ProtocolError::Unexpected {
+            what: "chunk",
+            stream: chunk.stream.clone(),
+            number: chunk.number,
+            why,
+        };
+        let Some(incoming) = self.incoming(&chunk.stream)? else {
+            return Ok(None);
+        };
+        let Some(incoming) = incoming
+            .as_mut()
+            .filter(|incoming| incoming.number == chunk.number)
+        else {
+            return Err(unexpected("the segment was not started"));
+        };
+        if incoming.offset != chunk.offset {
+            return Err(unexpected("its offset is not where the last one ended"));
+        }
+        incoming.offset += chunk.data.len() as u64;
+        if incoming.answered {
+            return Ok(None);
+        }
+        Ok(Some(Job::Append {
+            stream: chunk.stream,
+            number: chunk.number,
+            data: chunk.data,
+            part_end: chunk.part_end,
+        }))
+    }
+
+    fn closed(
+        &mut self,
+        stream: StreamName,
+        info: SegmentInfo,
+    ) -> Result<Option<Job>, ProtocolError> {
+        let unexpected = |why| ProtocolError::Unexpected {
+            what: "end of segment",
+            stream: stream.clone(),
+            number: info.number,
+            why,
+        };
+        let Some(slot) = self.incoming(&stream)? else {
+            return Ok(None);
+        };
+        let Some(incoming) = slot.take_if(|incoming| incoming.number == info.number) else {
+            return Err(unexpected("the segment was not started"));
+        };
+        if incoming.answered {
+            return Ok(None);
+        }
+        if incoming.offset != info.bytes {
+            return Err(unexpected("its length is not what was sent"));
+        }
+        Ok(Some(Job::Close { stream, info }))
+    }
+
+    fn answered(&mut self, stream: &StreamName, number: SegmentNumber) {
+        if let Some(Stream::Open(Some(incoming))) = self.streams.get_mut(stream)
+            && incoming.number == number
+        {
+            incoming.answered = true;
+        }
+    }
+}
+
+fn again(stream: StreamName, number: SegmentNumber, wait_ms: u32) -> ToEdge {
+    ToEdge::Again {
+        stream,
+        number,
+        wait_ms,
+    }
+}
+
+/// The newest [`MAX_RANGES`] settled ranges below a cursor.
+fn settled_page(stream: StreamName, settled: &RangeSet, below: Option<SegmentNumber>) -> Settled {
+    let mut under: RangeSet;
+    let settled = match below {
+        None => settled,
+        Some(below) => {
+            under = settled.clone();
+            under.remove_range(below..=SegmentNumber(u64::MAX));
+            &under
+        }
+    };
+    let ranges: Vec<_> = settled.iter().rev().take(MAX_RANGES).collect();
+    let done = ranges.len() == settled.range_count();
+    let cursor = match ranges.last() {
+        Some(oldest) if !done => *oldest.start(),
+        _ => SegmentNumber(0),
+    };
+    Settled {
+        stream,
+        ranges,
+        cursor,
+        done,
+    }
+}
