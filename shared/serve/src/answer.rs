@@ -38,8 +38,8 @@ pub(crate) struct Refusal {
     error: &'static str,
     reason: Cow<'static, str>,
     retry_after_s: Option<u32>,
-    /// Further headers: `Allow`, `Content-Range`.
-    extra: Option<(HeaderName, HeaderValue)>,
+    /// A further header: `Allow` or `Content-Range`. Boxed, since results carry refusals about.
+    extra: Option<Box<(HeaderName, HeaderValue)>>,
 }
 
 #[derive(Serialize)]
@@ -102,10 +102,10 @@ impl Refusal {
 
     pub(crate) fn wrong_method() -> Self {
         Self {
-            extra: Some((
+            extra: Some(Box::new((
                 header::ALLOW,
                 HeaderValue::from_static("GET, HEAD, OPTIONS"),
-            )),
+            ))),
             ..Self::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
@@ -118,7 +118,7 @@ impl Refusal {
         Self {
             extra: HeaderValue::try_from(format!("bytes */{bytes}"))
                 .ok()
-                .map(|value| (header::CONTENT_RANGE, value)),
+                .map(|value| Box::new((header::CONTENT_RANGE, value))),
             ..Self::new(
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 "range_not_satisfiable",
@@ -182,7 +182,8 @@ impl Refusal {
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some((name, value)) = self.extra {
+        if let Some(extra) = self.extra {
+            let (name, value) = *extra;
             headers.insert(name, value);
         }
         response

@@ -1,4 +1,10 @@
 //! The read-only API, health, metrics and the page's files.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)] // a test's panic is its verdict
 
 mod common;
 

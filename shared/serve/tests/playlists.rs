@@ -1,4 +1,10 @@
 //! Playlists over HTTP: headers, compression, caching, and what is said when there is none.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)] // a test's panic is its verdict
 
 mod common;
 

@@ -1,4 +1,10 @@
 //! Segments over HTTP: bytes, ranges, conditions and caching, from memory and from the file alike.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)] // a test's panic is its verdict
 
 mod common;
 

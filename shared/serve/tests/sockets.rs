@@ -1,4 +1,10 @@
 //! The accept loop over real sockets: what is too slow, too much or nonsense ends, and nothing else does.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)] // a test's panic is its verdict
 
 use std::{
     net::SocketAddr,
