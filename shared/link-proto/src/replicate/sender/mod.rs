@@ -479,9 +479,11 @@ impl Sender {
 
     /// Begins what may begin: live segments of all streams, and closed ones stream by stream.
     fn begin(&mut self) {
-        if !std::mem::take(&mut self.may_begin) {
+        // What was found is announced before any of it is shipped.
+        if !self.may_begin || !self.control.is_empty() {
             return;
         }
+        self.may_begin = false;
         let mut unacknowledged = 0;
         let mut unacknowledged_bytes = 0;
         for stream in self.streams.values() {
