@@ -16,8 +16,9 @@ const WRAP: i64 = 1 << 33;
 /// A step forward beyond this is a jump. Cameras pause for seconds; clocks that are set go by more.
 pub const MAX_STEP_FORWARD: MediaDuration = MediaDuration(10 * TICKS_PER_SECOND);
 
-/// A track's step back beyond this is a jump; one within it is clumsy rounding or reordering.
-pub const MAX_STEP_BACK: MediaDuration = MediaDuration(TICKS_PER_SECOND);
+/// A track's step back beyond this is a jump; one within it is clumsy rounding, or pictures in another
+/// order than they are shown in from a source that leaves the decoding times out.
+pub const MAX_STEP_BACK: MediaDuration = MediaDuration(TICKS_PER_SECOND / 4);
 
 /// A picture is shown at most so long after it was decoded; more means that its times are nonsense.
 pub const MAX_REORDER: MediaDuration = MediaDuration(10 * TICKS_PER_SECOND);
@@ -166,11 +167,12 @@ impl<T> Timeline<T> {
         }
     }
 
-    /// The tracks will be others, or the source ends: what is held comes out, and no track is waited for.
-    pub fn flush(&mut self, out: &mut Vec<Placed<T>>) {
+    /// The tracks may be others from here on, or the source ends: what is held comes out, and only the
+    /// tracks that stay are waited for.
+    pub fn flush(&mut self, stays: impl Fn(TrackId) -> bool, out: &mut Vec<Placed<T>>) {
         self.release(out);
         if let Some(epoch) = &mut self.current {
-            epoch.last.clear();
+            epoch.last.retain(|&track, _| stays(track));
         }
     }
 
@@ -285,7 +287,7 @@ mod tests {
         for (i, &(track, pts)) in steps.iter().enumerate() {
             timeline.push(track, Some(Stamp { pts, dts: None }), i, &mut out);
         }
-        timeline.flush(&mut out);
+        timeline.flush(|_| true, &mut out);
         show(&out)
     }
 
@@ -457,7 +459,7 @@ mod tests {
                 timeline.push(TrackId(track), (!none).then_some(stamp), i, &mut out);
                 prop_assert!(timeline.jump.as_ref().is_none_or(|j| j.held.len() < MAX_HELD_ITEMS));
             }
-            timeline.flush(&mut out);
+            timeline.flush(|_| true, &mut out);
             let mut seen = vec![0; stamps.len()];
             for placed in &out {
                 match placed {

@@ -75,7 +75,9 @@ impl Clock {
 /// Rounded to the nearest 90 kHz tick, within what media time can hold with room for sums.
 pub(super) fn to_ticks(time: i128, timescale: u32) -> i64 {
     let scale = i128::from(timescale.max(1));
-    let ticks = (time.saturating_mul(TICKS_PER_SECOND.into()) * 2 + scale).div_euclid(scale * 2);
+    // Far beyond any time, and far from overflow.
+    let time = time.clamp(-(1 << 80), 1 << 80);
+    let ticks = (time * i128::from(TICKS_PER_SECOND) * 2 + scale).div_euclid(scale * 2);
     let bound = i64::MAX / 4;
     ticks.clamp((-bound).into(), bound.into()) as i64
 }

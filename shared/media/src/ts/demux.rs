@@ -241,6 +241,10 @@ impl ProgramReader {
                 "the program has no track that can be carried".to_owned()
             });
         }
+        let streams = &self.streams;
+        let stays = |track| streams.iter().any(|s| s.track == track);
+        // Nothing is held any more.
+        self.timeline.flush(stays, &mut Vec::new());
         self.declared = pmt.streams;
     }
 
@@ -331,7 +335,7 @@ impl ProgramReader {
                 Placed::Item { track, times, item } => {
                     self.tracks.take(track, times, item, &mut report);
                 }
-                Placed::Discontinuity => self.tracks.discontinuity(&mut report),
+                Placed::Discontinuity => self.tracks.discontinuity(self.offset, &mut report),
                 Placed::Dropped { track, item } => {
                     let pid = self
                         .streams
@@ -357,7 +361,7 @@ impl ProgramReader {
             self.pes(pid, track, pes, out);
         }
         let mut placed = Vec::new();
-        self.timeline.flush(&mut placed);
+        self.timeline.flush(|_| true, &mut placed);
         self.place(placed, out);
     }
 

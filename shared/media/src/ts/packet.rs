@@ -260,14 +260,13 @@ mod tests {
 
     #[test]
     fn finds_sync_again() {
-        // Junk before, a packet whose sync byte is damaged, a hole of 100 bytes, half a packet at the end.
-        let mut bytes = [vec![0x47, 1, 2], stream(4)].concat();
-        assert_eq!(found(&[&bytes]), (vec![3, 191, 379, 567], vec![(0, 3)]));
-        bytes[3 + 188] = 0;
-        assert_eq!(
-            found(&[&bytes]),
-            (vec![3, 379, 567], vec![(0, 3), (191, 188)])
-        );
+        // Junk before; then a packet whose sync byte is damaged; then a hole, and half a packet at the end.
+        let mut bytes = [vec![0x47, 1, 2], stream(6)].concat();
+        let all = vec![3, 191, 379, 567, 755, 943];
+        assert_eq!(found(&[&bytes]), (all.clone(), vec![(0, 3)]));
+        bytes[567] = 0;
+        let without: Vec<u64> = all.into_iter().filter(|&o| o != 567).collect();
+        assert_eq!(found(&[&bytes]), (without, vec![(0, 3), (567, 188)]));
         let holed = [&stream(4)[..], &stream(4)[100..], &stream(1)[..90]].concat();
         assert_eq!(
             found(&[&holed]),

@@ -291,8 +291,8 @@ mod tests {
     fn sections_over_packets_behind_pointers_and_stuffing() {
         let (a, b) = (section(2, 1, &[7; 300]), section(0, 9, &[]));
         assert_eq!(
-            pushed(&[(true, &[&[0], &b[..], &[0xff; 9]].concat())]),
-            [b.clone()]
+            pushed(&[(true, &[&[0], &b[..], &b[..], &[0xff; 9]].concat())]),
+            [b.clone(), b.clone()]
         );
         // Over two packets; then its end and the next behind a pointer; junk before the first start.
         assert_eq!(

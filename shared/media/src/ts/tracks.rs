@@ -116,6 +116,9 @@ impl Tracks {
             ids.push(track.as_ref().map(|t| t.id));
             self.tracks.extend(track);
         }
+        let tracks = &self.tracks;
+        self.waiting
+            .retain(|unit| tracks.iter().any(|t| t.id == unit.track));
         ids
     }
 
@@ -138,20 +141,19 @@ impl Tracks {
         }
     }
 
-    /// What follows is on another time base.
-    pub(super) fn discontinuity(&mut self, report: &mut Report<'_>) {
+    /// What follows is on another time base; the wait for tracks does not go on over that.
+    pub(super) fn discontinuity(&mut self, offset: u64, report: &mut Report<'_>) {
         for track in &mut self.tracks {
             track.last = None;
             if let Coding::Aac { cutter, .. } = &mut track.coding {
                 cutter.reset();
             }
         }
+        if self.announced.is_none() && !self.waiting.is_empty() {
+            self.announce_what_is_known(offset, report);
+        }
         if self.announced.is_some() {
             report.out.push(SourceEvent::Discontinuity);
-        } else {
-            // Nothing was given of the old time base, and the wait is measured on the new one.
-            self.waiting.clear();
-            self.waiting_bytes = 0;
         }
     }
 
@@ -278,6 +280,7 @@ impl Tracks {
             report.warn(Fault::Track, Some(track.pid), offset, || what.to_owned());
         }
         if known.is_empty() {
+            // What waits is of a track whose parameters are known: there is nothing.
             return;
         }
         report.out.push(SourceEvent::Tracks(known.clone()));
@@ -360,12 +363,6 @@ impl TrackState {
             // Parameter sets alone are kept by now; a part of a picture without its beginning is of no use.
             return None;
         }
-        let format = seen.key.then(|| parameters.format()).flatten();
-        *started |= format.is_some();
-        if !*started {
-            self.left_out += 1;
-            return None;
-        }
         let times = match (times, self.last) {
             (Some(times), _) => times,
             (None, Some(last)) => {
@@ -385,6 +382,12 @@ impl TrackState {
                 return None;
             }
         };
+        let format = seen.key.then(|| parameters.format()).flatten();
+        *started |= format.is_some();
+        if !*started {
+            self.left_out += 1;
+            return None;
+        }
         self.tell_left_out(pes.offset, report);
         Some((
             format,
