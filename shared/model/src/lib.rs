@@ -11,6 +11,7 @@ mod time;
 pub use name::{DeviceName, MAX_NAME_BYTES, NameError, StreamName};
 pub use range_set::RangeSet;
 pub use segment::{
-    HoleReason, MAX_SEGMENT_BYTES, PartInfo, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
+    HoleReason, MAX_SEGMENT_BYTES, PartInfo, RunInfo, SegmentHash, SegmentHasher, SegmentInfo,
+    SegmentNumber,
 };
 pub use time::{MediaDuration, MediaTime, TICKS_PER_SECOND, WallTime, WallTimeError};

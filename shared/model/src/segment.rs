@@ -50,9 +50,29 @@ impl SegmentHash {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
+    /// For bytes that come in pieces.
+    pub fn hasher() -> SegmentHasher {
+        SegmentHasher::default()
+    }
+
     /// From the 32 bytes of a row or message; None for any other length.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
+    }
+}
+
+/// BLAKE3 of bytes that come in pieces.
+#[derive(Debug, Clone, Default)]
+pub struct SegmentHasher(blake3::Hasher);
+
+impl SegmentHasher {
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The hash of all so far; more may follow.
+    pub fn hash(&self) -> SegmentHash {
+        SegmentHash(*self.0.finalize().as_bytes())
     }
 }
 

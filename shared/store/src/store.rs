@@ -168,6 +168,7 @@ impl Store {
         if changed {
             // `hub stream end` and `remove` change what is listed.
             for row in self.inner.catalog.read(|c| Ok(streams::all(c)?))? {
+                self.forget_playlist(&row.name);
                 self.advance_live(&row.name)?;
             }
             self.tick();
@@ -189,6 +190,12 @@ impl Store {
             .write(|c| streams::register(c, stream, owner, wall_now()))?;
         self.tick();
         Ok(())
+    }
+
+    /// The names of all streams, ascending.
+    pub fn stream_names(&self) -> Result<Vec<StreamName>> {
+        let rows = self.inner.catalog.read(|c| Ok(streams::all(c)?))?;
+        Ok(rows.into_iter().map(|row| row.name).collect())
     }
 
     pub fn streams(&self) -> Result<Vec<StreamSummary>> {
