@@ -241,7 +241,7 @@ impl LiveList {
         Ok(self.change(vec![entry], retired, now))
     }
 
-    /// Lists a hole as GAP entries, none longer than TARGETDURATION. On a list that is empty or has ended
+    /// Lists a hole as GAP entries of one length, at most TARGETDURATION. On a list that is empty or has ended
     /// a hole means nothing; past [`MAX_GAP`] the next segment restarts the list instead.
     pub fn append_gap(
         &mut self,
@@ -259,20 +259,20 @@ impl LiveList {
             self.header.state = LiveState::Broken;
             return self.change(Vec::new(), Vec::new(), now);
         }
-        let (mut left, mut start) = (duration, wall_start);
+        let pieces = duration.0.div_euclid(target.0) + i64::from(duration.0 % target.0 > 0);
         let mut appended = Vec::new();
-        while left > MediaDuration::ZERO {
-            let piece = left.min(target);
+        for piece in 0..pieces {
+            let from = MediaDuration(duration.0 * piece / pieces);
+            let to = MediaDuration(duration.0 * (piece + 1) / pieces);
             let entry = LiveEntry {
                 msn: self.header.next_msn,
                 kind: EntryKind::Gap,
-                wall_start: start,
-                duration: piece,
+                wall_start: wall_start.plus(from),
+                duration: to - from,
                 discontinuity: false,
             };
             self.push(entry);
             appended.push(entry);
-            (left, start) = (left - piece, start.plus(piece));
         }
         let mut retired = Vec::new();
         self.shorten(now, &mut retired);
