@@ -103,3 +103,83 @@ pub fn pps_id(pps: &[u8]) -> Option<u32> {
     let start = unescape(pps.get(1..)?, 8);
     BitReader::new(&start).ue()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// 1920×1080, Constrained Baseline, level 4.0: cropped from 1088 lines.
+    const SPS: [u8; 25] = [
+        0x67, 0x42, 0xc0, 0x28, 0xda, 0x01, 0xe0, 0x08, 0x9f, 0x97, 0x01, 0x10, 0x00, 0x00, 0x03,
+        0x00, 0x01, 0x00, 0x00, 0x03, 0x00, 0x3c, 0x0f, 0x18, 0x32,
+    ];
+    /// The same size interlaced, High 4:2:2 in 10 bits.
+    const SPS_INTERLACED: [u8; 27] = [
+        0x67, 0x7a, 0x00, 0x28, 0xb6, 0xcd, 0x94, 0x07, 0x80, 0x44, 0xfc, 0xb8, 0x08, 0x80, 0x00,
+        0x00, 0x03, 0x00, 0x80, 0x00, 0x00, 0x1e, 0x0f, 0x8b, 0x16, 0xcb, 0x00,
+    ];
+    const PPS: [u8; 4] = [0x68, 0xce, 0x0f, 0xc8];
+
+    fn stream(units: &[&[u8]]) -> Vec<u8> {
+        units
+            .iter()
+            .flat_map(|unit| [&[0, 0, 0, 1], *unit].concat())
+            .collect()
+    }
+
+    #[test]
+    fn what_an_sps_says() {
+        for (sps, codec) in [
+            (&SPS[..], "avc1.42c028"),
+            (&SPS_INTERLACED[..26], "avc1.7a0028"),
+        ] {
+            let info = video_info(sps).unwrap();
+            assert_eq!((info.width, info.height), (1920, 1080));
+            assert_eq!(info.codec, codec);
+            assert_eq!(sps_id(sps), Some(0));
+        }
+        assert_eq!(pps_id(&PPS), Some(0));
+        assert_eq!((sps_id(&SPS[..4]), pps_id(&PPS[..1])), (None, None));
+        let error = video_info(&SPS[..8]).unwrap_err().to_string();
+        assert!(error.starts_with("unusable H.264 sequence"), "{error}");
+        assert!(video_info(&PPS).is_err());
+    }
+
+    #[test]
+    fn key_frames() {
+        let (aud, recovery, other_sei) = ([9, 0xf0], [6, 6, 1, 0xc0, 0x80], [6, 1, 1, 0x32, 0x80]);
+        // first_mb_in_slice 0, then slice_type 7 (I), 5 (P), 2 (I).
+        let (idr, i, p) = ([0x65, 0x88, 0x84], [0x41, 0x88, 0x84], [0x41, 0x98, 0x00]);
+        let i_alone = [0x41, 0xb0, 0x00];
+        for (units, key, intra) in [
+            (&[&aud[..], &SPS, &PPS, &idr][..], true, true),
+            (&[&aud, &recovery, &i], true, true),
+            (&[&aud, &other_sei, &recovery, &p], true, true),
+            (&[&aud, &other_sei, &i], false, true),
+            (&[&i_alone], false, true),
+            (&[&aud, &p], false, false),
+            // What comes behind the first slice says nothing.
+            (&[&p, &recovery, &idr], false, false),
+        ] {
+            let data = stream(units);
+            let head = head(&data);
+            assert!(head.picture);
+            assert_eq!((head.key, head.intra), (key, intra), "{units:02x?}");
+        }
+        let data = stream(&[&aud, &SPS, &PPS, &recovery]);
+        let head = head(&data);
+        assert_eq!((head.picture, head.key), (false, false));
+        assert_eq!((head.sps, head.pps), (vec![&SPS[..]], vec![&PPS[..]]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_safe(data in prop::collection::vec(prop_oneof![Just(0u8), Just(1u8), any::<u8>()], 0..200)) {
+            head(&data);
+            let _ = (video_info(&data), sps_id(&data), pps_id(&data));
+            let _ = video_info(&[&[0x67], &data[..]].concat());
+        }
+    }
+}

@@ -140,3 +140,102 @@ pub fn pps_id(pps: &[u8]) -> Option<u32> {
     let start = unescape(pps.get(2..)?, 8);
     BitReader::new(&start).ue()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// 1920×1080, Main 10, level 4.0.
+    const VPS: [u8; 24] = [
+        0x40, 0x01, 0x0c, 0x01, 0xff, 0xff, 0x02, 0x20, 0x00, 0x00, 0x03, 0x00, 0x90, 0x00, 0x00,
+        0x03, 0x00, 0x00, 0x03, 0x00, 0x78, 0x95, 0x98, 0x09,
+    ];
+    const SPS: [u8; 42] = [
+        0x42, 0x01, 0x01, 0x02, 0x20, 0x00, 0x00, 0x03, 0x00, 0x90, 0x00, 0x00, 0x03, 0x00, 0x00,
+        0x03, 0x00, 0x78, 0xa0, 0x03, 0xc0, 0x80, 0x10, 0xe4, 0xd9, 0x65, 0x66, 0x92, 0x4c, 0xaf,
+        0x01, 0x68, 0x08, 0x00, 0x00, 0x03, 0x00, 0x08, 0x00, 0x00, 0x03, 0x00,
+    ];
+    const PPS: [u8; 7] = [0x44, 0x01, 0xc1, 0x72, 0xb4, 0x62, 0x40];
+
+    fn stream(units: &[&[u8]]) -> Vec<u8> {
+        units
+            .iter()
+            .flat_map(|unit| [&[0, 0, 1], *unit].concat())
+            .collect()
+    }
+
+    #[test]
+    fn what_an_sps_says() {
+        let info = video_info(&SPS).unwrap();
+        assert_eq!((info.width, info.height), (1920, 1080));
+        assert_eq!(info.codec, "hvc1.2.4.L120.90");
+        assert_eq!(
+            (vps_id(&VPS), sps_id(&SPS), pps_id(&PPS)),
+            (Some(0), Some(0), Some(0))
+        );
+        assert_eq!(
+            (vps_id(&VPS[..2]), sps_id(&SPS[..9]), pps_id(&PPS[..2])),
+            (None, None, None)
+        );
+        let error = video_info(&SPS[..12]).unwrap_err().to_string();
+        assert!(error.starts_with("unusable H.265 sequence"), "{error}");
+    }
+
+    #[test]
+    fn codec_strings() {
+        let sps = syntax::H265Sps {
+            general_profile_space: 1,
+            general_tier_flag: 1,
+            general_profile_idc: 4,
+            general_profile_compatibility_flags: 0x0800_0000,
+            general_constraint_indicator_flags: 0xbd00_0800_0000,
+            general_level_idc: 153,
+            ..syntax::parse_sps(&SPS).unwrap()
+        };
+        assert_eq!(codec_string(&sps), "hvc1.A4.10.H153.BD.0.8");
+        let none = syntax::H265Sps {
+            general_constraint_indicator_flags: 0,
+            ..sps
+        };
+        assert_eq!(codec_string(&none), "hvc1.A4.10.H153");
+    }
+
+    #[test]
+    fn key_frames() {
+        let unit = |kind: u8, layer: u8| [kind << 1 | layer >> 5, layer << 3 | 1, 0xaf, 0x10];
+        let recovery = [39 << 1, 1, 6, 1, 0xd0, 0x80];
+        for kind in 0..=31 {
+            let data = stream(&[&unit(35, 0), &unit(kind, 0)]);
+            let head = head(&data);
+            assert_eq!(
+                (head.picture, head.key),
+                (true, (16..=21).contains(&kind)),
+                "{kind}"
+            );
+        }
+        assert!(head(&stream(&[&recovery, &unit(1, 0)])).key);
+        assert!(!head(&stream(&[&unit(1, 0), &recovery, &unit(19, 0)])).key);
+        // A picture of another layer is not the base's.
+        assert!(head(&stream(&[&unit(1, 9), &unit(19, 0)])).key);
+        assert!(!head(&stream(&[&unit(19, 9), &unit(1, 0)])).key);
+
+        let data = stream(&[&VPS, &SPS[..], &PPS, &recovery]);
+        let head = head(&data);
+        assert_eq!((head.picture, head.key), (false, false));
+        assert_eq!(
+            (head.vps.len(), head.sps.len(), head.pps),
+            (1, 1, vec![&PPS[..]])
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_safe(data in prop::collection::vec(prop_oneof![Just(0u8), Just(1u8), any::<u8>()], 0..200)) {
+            head(&data);
+            let _ = (video_info(&data), vps_id(&data), sps_id(&data), pps_id(&data));
+            let _ = video_info(&[&[0x42, 1], &data[..]].concat());
+        }
+    }
+}

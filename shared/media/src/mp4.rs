@@ -108,6 +108,8 @@ pub struct Mp4Reader {
     answer: Option<Bytes>,
     /// What comes before anything else.
     events: VecDeque<SourceEvent>,
+    /// Samples that had to be left out unread.
+    left_out: u64,
     warnings: Warnings,
 }
 
@@ -171,6 +173,7 @@ impl Mp4Reader {
             asked: None,
             answer: None,
             events: VecDeque::new(),
+            left_out: 0,
             warnings: Warnings::default(),
         }
     }
@@ -318,7 +321,38 @@ impl Mp4Reader {
         };
         if self.step(&mut movie) {
             self.phase = Phase::Samples(movie);
+        } else if self.left_out > 1 {
+            let (offset, count) = (self.file_size, self.left_out);
+            self.warn(Fault::Track, offset, || {
+                format!("{count} samples were left out in all")
+            });
         }
+    }
+
+    /// The first sample that can't be read stands for all that follow.
+    fn tell_left_out(&mut self, track: u32, sample: &Sample) {
+        let (
+            Sample {
+                index,
+                offset,
+                size,
+                ..
+            },
+            file_size,
+        ) = (*sample, self.file_size);
+        self.warn(Fault::Sample, offset, || {
+            let why = match size {
+                0 => "is empty".to_owned(),
+                _ if size > MAX_SAMPLE_BYTES => {
+                    format!("is longer than the {MAX_SAMPLE_BYTES} bytes that are taken")
+                }
+                _ => format!(
+                    "is not in the file of {file_size} bytes, which was cut short or has a wrong index"
+                ),
+            };
+            let place = format!("{size} bytes at {offset}");
+            format!("sample {index} of track {track} ({place}) {why}: it and others like it are left out")
+        });
     }
 
     /// Whether there is more.
@@ -339,13 +373,11 @@ impl Mp4Reader {
         let end = sample.offset.saturating_add(sample.size.into());
         if sample.size == 0 || sample.size > MAX_SAMPLE_BYTES || end > self.file_size {
             track.next = None;
-            let (number, size) = (track.number, self.file_size);
-            self.warn(Fault::Sample, sample.offset, || {
-                let Sample { index, offset, .. } = sample;
-                format!(
-                    "sample {index} of track {number} (bytes {offset} to {end}) is empty, too long or not in the file of {size} bytes: left out; the file was cut short or its index is wrong"
-                )
-            });
+            self.left_out += 1;
+            if self.left_out == 1 {
+                let number = track.number;
+                self.tell_left_out(number, &sample);
+            }
             return true;
         }
         let len = sample.size as usize;

@@ -169,3 +169,80 @@ fn keep(sets: &mut BTreeMap<u32, Bytes>, id: Option<u32>, unit: &[u8]) -> Result
     sets.insert(id, Bytes::copy_from_slice(unit));
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPS: [u8; 25] = [
+        0x67, 0x42, 0xc0, 0x28, 0xda, 0x01, 0xe0, 0x08, 0x9f, 0x97, 0x01, 0x10, 0x00, 0x00, 0x03,
+        0x00, 0x01, 0x00, 0x00, 0x03, 0x00, 0x3c, 0x0f, 0x18, 0x32,
+    ];
+
+    fn stream(units: &[&[u8]]) -> Vec<u8> {
+        units
+            .iter()
+            .flat_map(|unit| [&[0, 0, 1], *unit].concat())
+            .collect()
+    }
+
+    #[test]
+    fn a_format_needs_every_kind_and_follows_changes() {
+        let mut parameters = Parameters::new(VideoCodec::H264);
+        parameters.inspect(&stream(&[&SPS, &[0x65, 0x88]]), false);
+        assert_eq!(parameters.format(), None);
+        let seen = parameters.inspect(&stream(&[&[0x68, 0xce, 1], &[0x65, 0x88]]), false);
+        assert!(seen.picture && seen.key && seen.fault.is_none());
+        let Some(TrackFormat::H264 { sps, pps, info }) = parameters.format() else {
+            panic!("{parameters:?}");
+        };
+        assert_eq!((&sps[0][..], &pps[0][..]), (&SPS[..], &[0x68, 0xce, 1][..]));
+        assert_eq!(info.codec, "avc1.42c028");
+
+        // Another PPS of the same id takes the place of the first; one of another id stands beside it.
+        parameters.inspect(
+            &stream(&[&[0x68, 0xce, 2], &[0x68, 0x40, 9], &[0x41, 0x88]]),
+            false,
+        );
+        let Some(TrackFormat::H264 { pps, .. }) = parameters.format() else {
+            panic!("{parameters:?}");
+        };
+        assert_eq!(pps, [&[0x68, 0xce, 2][..], &[0x68, 0x40, 9]]);
+    }
+
+    #[test]
+    fn a_hint_makes_an_intra_picture_a_key_frame() {
+        let mut parameters = Parameters::new(VideoCodec::H264);
+        let (intra, other) = (stream(&[&[0x41, 0x88]]), stream(&[&[0x41, 0x98]]));
+        let mut key = |data: &[u8], hint| parameters.inspect(data, hint).key;
+        assert!(key(&intra, true) && !key(&intra, false) && !key(&other, true));
+    }
+
+    #[test]
+    fn what_can_not_be_kept_is_told_and_bounded() {
+        let mut parameters = Parameters::new(VideoCodec::H264);
+        let keep = |parameters: &mut Parameters, sps: &[u8], pps: &[u8]| {
+            let mut fault = None;
+            let one = |unit| if unit == [0u8; 0] { vec![] } else { vec![unit] };
+            parameters.keep_all(&[], &one(sps), &one(pps), &mut fault);
+            fault.unwrap_or_default()
+        };
+        assert!(keep(&mut parameters, &SPS[..8], &[]).contains("unusable"));
+        assert!(keep(&mut parameters, &[], &[0x68]).contains("cut short"));
+        let long = [&[0x68, 0xce][..], &[1; MAX_SET_BYTES]].concat();
+        assert!(keep(&mut parameters, &[], &long).contains("longer than"));
+        // PPS ids 0 to 32: ue(v) writes n as n + 1 behind as many zeros as that has bits below its first.
+        let told: Vec<String> = (1u64..=33)
+            .map(|n| {
+                let zeros = n.ilog2();
+                let code = (n << (63 - 2 * zeros)).to_be_bytes();
+                keep(&mut parameters, &[], &[&[0x68][..], &code, &[1]].concat())
+            })
+            .collect();
+        assert_eq!(
+            told.iter().filter(|t| t.contains("more than 32")).count(),
+            1,
+            "{told:?}"
+        );
+    }
+}

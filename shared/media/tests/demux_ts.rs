@@ -77,11 +77,15 @@ fn warnings(events: &[SourceEvent]) -> Vec<String> {
     warnings.collect()
 }
 
+fn pid(packet: &[u8]) -> u16 {
+    Packet::parse(packet).map_or(0x1fff, |p| p.pid)
+}
+
 /// The packets of which `keep(pid, how many of the pid came before)` holds.
 fn filtered(bytes: &[u8], mut keep: impl FnMut(u16, usize) -> bool) -> Vec<u8> {
     let mut counts = std::collections::HashMap::new();
     let packets = bytes.chunks(PACKET_BYTES).filter(|packet| {
-        let pid = Packet::parse(packet).unwrap().pid;
+        let pid = pid(packet);
         let count = counts.entry(pid).or_insert(0);
         *count += 1;
         keep(pid, *count - 1)
@@ -245,7 +249,7 @@ fn a_lost_packet_costs_its_picture_only() {
     let second_key = units(&whole, 0)[25].pts;
     let at = H264_AAC
         .chunks(PACKET_BYTES)
-        .filter(|p| Packet::parse(p).unwrap().pid == VIDEO_PID);
+        .filter(|p| pid(p) == VIDEO_PID);
     let starts: Vec<usize> = at
         .enumerate()
         .filter(|(_, p)| p[1] & 0x40 != 0)
@@ -335,7 +339,7 @@ fn declared_sound_that_never_comes_is_not_waited_for() {
 fn scrambled_and_damaged_packets_are_told() {
     let mut bytes = H264_AAC.to_vec();
     for packet in bytes.chunks_mut(PACKET_BYTES) {
-        match Packet::parse(packet).unwrap().pid {
+        match pid(packet) {
             VIDEO_PID => packet[3] |= 0x80,
             AUDIO_PID => packet[1] |= 0x80,
             _ => {}
@@ -368,7 +372,7 @@ fn a_table_that_is_damaged_once_is_passed_over() {
     let mut bytes = H264_AAC.to_vec();
     let pmts: Vec<usize> = (0..bytes.len())
         .step_by(PACKET_BYTES)
-        .filter(|&at| Packet::parse(&bytes[at..at + PACKET_BYTES]).unwrap().pid == 0x1000)
+        .filter(|&at| pid(&bytes[at..at + PACKET_BYTES]) == 0x1000)
         .collect();
     bytes[pmts[pmts.len() - 1] + 15] ^= 0xff;
     let events = demux(&bytes);

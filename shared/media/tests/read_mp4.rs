@@ -49,7 +49,7 @@ fn read_as(bytes: &[u8], size: u64) -> Result<Seen, Mp4Error> {
             Mp4Poll::End => return Ok(seen),
         }
     }
-    panic!("no end");
+    unreachable!("no end in a million steps");
 }
 
 fn units(events: &[SourceEvent], track: u8) -> Vec<&AccessUnit> {
@@ -162,11 +162,8 @@ fn a_file_cut_short_gives_what_is_there() {
         for size in [len, FRONT.len()] {
             let seen = read_as(&FRONT[..len], size as u64).unwrap();
             let told = warnings(&seen.events);
-            assert!(
-                told[0].contains("the file was cut short or its index is wrong"),
-                "{told:?}"
-            );
-            assert!(told.len() < 12);
+            assert!(told[0].contains("is not in the file"), "{told:?}");
+            assert!(told.len() <= 2, "{told:?}");
             for track in [0, 1] {
                 let (some, all) = (units(&seen.events, track), units(&whole.events, track));
                 assert!(!some.is_empty() && some[..] == all[..some.len()]);
@@ -197,11 +194,15 @@ fn what_can_not_be_read_says_why() {
 
 /// Where the last box of a kind has its content.
 fn place(file: &[u8], kind: &[u8; 4]) -> usize {
-    file.windows(4).rposition(|w| w == kind).unwrap() + 4
+    file.windows(4)
+        .rposition(|w| w == kind)
+        .map_or(0, |at| at + 4)
 }
 
 fn first_place(file: &[u8], kind: &[u8; 4]) -> usize {
-    file.windows(4).position(|w| w == kind).unwrap() + 4
+    file.windows(4)
+        .position(|w| w == kind)
+        .map_or(0, |at| at + 4)
 }
 
 #[test]
@@ -217,7 +218,15 @@ fn a_lying_size_costs_its_samples() {
     assert_eq!(units(&seen.events, 1), units(&whole.events, 1));
     // Chunks say where they begin, so what comes behind the chunk is good again.
     assert_eq!(some.last(), all.last());
-    assert!(warnings(&seen.events)[0].starts_with("sample 10 of track 1"));
+    let told = warnings(&seen.events);
+    assert!(
+        told[0].starts_with("sample 10 of track 1 (2147483647 bytes at"),
+        "{told:?}"
+    );
+    assert!(
+        told[0].contains("longer than the 16777216 bytes"),
+        "{told:?}"
+    );
 }
 
 #[test]
