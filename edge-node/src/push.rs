@@ -74,8 +74,8 @@ pub(crate) fn bench_cut(settings: &Settings, file: &Path) -> Result<(), Failure>
     let folder = crate::identity::make_folder(&settings.data_dir).map_err(Failure::failed)?;
     let numbers = crate::numbers::Numbers::open(&folder).map_err(Failure::failed)?;
     let stream: StreamName = "bench".parse().map_err(Failure::failed)?;
-    let recorder =
-        Recorder::new(RecorderConfig::new(stream), store, numbers).map_err(Failure::failed)?;
+    let config = RecorderConfig::new(stream.clone());
+    let recorder = Recorder::new(config, store.clone(), numbers).map_err(Failure::failed)?;
     let job = Job {
         sources: vec![(SourceName::File(file.to_owned()), WallClock::At(wall_now()))],
         realtime: false,
@@ -84,6 +84,11 @@ pub(crate) fn bench_cut(settings: &Settings, file: &Path) -> Result<(), Failure>
     let stop = CancellationToken::new();
     let report = ingest::run(job, recorder, &tally, &Gate::default(), &stop);
     verdict_on_sources(&report)?;
+    if report.last.is_some() {
+        store
+            .end_stream(&stream, report.last)
+            .map_err(Failure::failed)?;
+    }
     output::line(&format!(
         "{} segments, {} bytes",
         tally.cut(),

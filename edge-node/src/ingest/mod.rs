@@ -136,6 +136,7 @@ pub(crate) fn run(
         }
     }
     report.cut = feed.recorder.closed();
+    tally.set_cut(report.cut, feed.recorder.closed_bytes());
     report.last = feed.recorder.last_number();
     report
 }
