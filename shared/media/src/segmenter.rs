@@ -12,7 +12,7 @@
 mod run;
 mod target;
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::RangeInclusive};
 
 use bytes::Bytes;
 use model::{MAX_SEGMENT_BYTES, MediaDuration, MediaTime};
@@ -26,6 +26,8 @@ use target::Target;
 
 /// Longest access unit that is carried; a segment must hold two.
 const MAX_UNIT_BYTES: usize = (MAX_SEGMENT_BYTES / 4) as usize;
+/// Times that a clock can show: 400,000 years, with room for arithmetic around them.
+const TIMES: RangeInclusive<MediaTime> = MediaTime(-(1 << 60))..=MediaTime(1 << 60);
 /// Most bytes held back until the first segment's length has settled TARGETDURATION: 6 s of 40 Mbit/s.
 const MAX_HELD_BYTES: usize = 32 << 20;
 /// Most access units of sound held back before a run's first picture: 10 s of AAC.
@@ -96,8 +98,8 @@ pub struct RunFormat {
 /// What was not carried as it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SegmenterCounters {
-    /// Access units before a run's first key frame, of an unknown track, empty, too large, or far from
-    /// their place.
+    /// Access units before a run's first key frame, of an unknown track, empty, too large, or of
+    /// another time.
     pub dropped: u64,
     /// Access units whose timestamps had to be changed.
     pub repaired: u64,
@@ -152,7 +154,9 @@ impl Segmenter {
             }
             SourceEvent::AccessUnit(unit) => {
                 let known = self.tracks.iter().any(|t| t.id == unit.track);
-                if known && !unit.data.is_empty() && unit.data.len() <= MAX_UNIT_BYTES {
+                let sized = (1..=MAX_UNIT_BYTES).contains(&unit.data.len());
+                let timed = TIMES.contains(&unit.dts) && TIMES.contains(&unit.pts);
+                if known && sized && timed {
                     self.place(unit);
                 } else {
                     self.counters.dropped += 1;
