@@ -13,5 +13,5 @@ mod programs;
 
 pub use http::{Response, get, get_with, playlist};
 pub use line::Line;
-pub use player::{Frame, audio_packets, decode_errors, fixture, frames, tool};
+pub use player::{Frame, audio_packets, decode_errors, fixture, frames, gstreamer_pictures, tool};
 pub use programs::{Edge, Hub, Push, program, wait_for};

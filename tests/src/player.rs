@@ -52,7 +52,7 @@ pub fn frames(input: &str) -> Result<Vec<Frame>> {
         .map(|line| {
             let mut fields = line.split(',').map(str::trim);
             let pts = fields.nth(2).context("no pts")?.parse()?;
-            let hash = fields.next_back().context("no hash")?.to_owned();
+            let hash = fields.nth(2).context("no hash")?.to_owned();
             Ok(Frame { pts_90k: pts, hash })
         })
         .collect()
@@ -101,6 +101,28 @@ pub fn decode_errors(input: &str) -> Result<String> {
         .output()
         .context("ffmpeg")?;
     Ok(String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+/// How many pictures GStreamer decodes of an HLS URL, at most `limit`.
+pub fn gstreamer_pictures(url: &str, limit: u32) -> Result<usize> {
+    let out = tool("gst-launch-1.0")
+        .args(["-v", "souphttpsrc", &format!("location={url}")])
+        .args("! hlsdemux ! tsdemux ! h264parse ! avdec_h264 !".split(' '))
+        .args([
+            "fakesink",
+            "sync=false",
+            "silent=false",
+            &format!("num-buffers={limit}"),
+        ])
+        .output()
+        .context("gst-launch-1.0")?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    ensure!(
+        out.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    Ok(text.matches("last-message = chain").count())
 }
 
 fn run(command: &mut Command) -> Result<String> {

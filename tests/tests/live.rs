@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use system_tests::{Edge, Hub, Line, Push, fixture, get, playlist, wait_for};
+use system_tests::{Edge, Hub, Line, Push, fixture, get, gstreamer_pictures, playlist, wait_for};
 
 /// ffmpeg that plays a clip at its own pace as MPEG-TS on its standard output.
 fn camera(clip: &Path, seconds: u32) -> Result<(Child, Stdio)> {
@@ -142,6 +142,29 @@ fn a_live_stream_is_listed_at_the_hub_as_soon_as_it_is_cut() -> Result<()> {
     assert!((seconds - 24.0).abs() < 0.5, "{seconds} s listed of 24");
     assert_all_at_hub(&edge, &hub, "cam")?;
     Ok(())
+}
+
+#[test]
+fn gstreamer_plays_a_live_stream() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let hub = Hub::start(&dir.path().join("hub"))?;
+    let edge = Edge::enrol(&dir.path().join("edge"), &hub, "pole-7")?;
+    let clip = fixture("live.ts");
+    let args = [
+        "--stream",
+        "cam",
+        "--realtime",
+        clip.to_str().context("path")?,
+    ];
+    let push = edge.push(&args, Stdio::null())?;
+    let url = hub.url("/s/cam/live.m3u8");
+    wait_for("three segments", Duration::from_secs(20), || {
+        (numbers(&url).len() >= 3).then_some(())
+    })?;
+    // More than was listed when it began.
+    let shown = gstreamer_pictures(&url, 250)?;
+    ensure!(shown >= 240, "{shown} of 250 pictures");
+    push.kill()
 }
 
 /// Media and discontinuity sequences of a live list never go back; the same number is the same segment.
