@@ -308,7 +308,8 @@ impl TrackReader {
                         "a length at byte {at} of the sample points outside it: what comes before is kept"
                     ));
                 }
-                let seen = parameters.inspect(&data, sample.sync == Some(true));
+                // Without a table of them, every sample is one.
+                let seen = parameters.inspect(&data, sample.sync != Some(false));
                 if let Some(why) = seen.fault {
                     fault.get_or_insert(why);
                 }
