@@ -69,7 +69,7 @@ impl Store {
     ) -> Result<std::result::Result<DeviceName, TokenError>> {
         self.inner()
             .catalog
-            .read(|c| find_token(c, token, key, now))
+            .read(|c| Ok(find_token(c, token, key, now)?.map(|grant| grant.name)))
     }
 
     /// The edge has confirmed: the token is used, the device's key replaced, the device enabled.
@@ -81,7 +81,9 @@ impl Store {
     ) -> Result<std::result::Result<DeviceName, TokenError>> {
         let used = self.inner().catalog.write(|c| {
             let name = match find_token(c, token, key, now)? {
-                Ok(name) => name,
+                Ok(Grant { name, used: false }) => name,
+                // Its answer was lost: what it granted is granted, and nothing else is given back.
+                Ok(Grant { name, used: true }) => return Ok(Ok(name)),
                 Err(error) => return Ok(Err(error)),
             };
             c.prepare_cached("UPDATE token SET used_by = ?2 WHERE hash = ?1")?
@@ -240,27 +242,41 @@ fn device_from_row(row: &Row<'_>) -> rusqlite::Result<Device> {
     })
 }
 
+/// What a good token grants.
+struct Grant {
+    name: DeviceName,
+    /// To the key that used it, which is still the device's.
+    used: bool,
+}
+
 fn find_token(
     c: &Connection,
     token: &[u8],
     key: &[u8; 32],
     now: WallTime,
-) -> std::result::Result<std::result::Result<DeviceName, TokenError>, Fault> {
+) -> std::result::Result<std::result::Result<Grant, TokenError>, Fault> {
     let found = c
-        .prepare_cached("SELECT device, expires_ms, used_by FROM token WHERE hash = ?1")?
+        .prepare_cached(
+            "SELECT token.device, token.expires_ms, token.used_by, device.key
+             FROM token LEFT JOIN device ON device.name = token.device WHERE token.hash = ?1",
+        )?
         .query_row([hash(token).as_slice()], |row| {
             Ok((
                 name_from(row.get(0)?, 0)?,
                 row.get::<_, i64>(1)?,
                 row.get::<_, Option<Vec<u8>>>(2)?,
+                row.get::<_, Option<Vec<u8>>>(3)?,
             ))
         })
         .optional()?;
     Ok(match found {
         None => Err(TokenError::Unknown),
-        Some((name, _, Some(used_by))) if used_by == key => Ok(name),
-        Some((_, _, Some(_))) => Err(TokenError::Used),
-        Some((_, expires, None)) if expires <= now.0 => Err(TokenError::Expired),
-        Some((name, _, None)) => Ok(name),
+        // A key that has been replaced since is not let back in by the token it once used.
+        Some((name, _, Some(by), Some(current))) if by == key && current == key => {
+            Ok(Grant { name, used: true })
+        }
+        Some((_, _, Some(_), _)) => Err(TokenError::Used),
+        Some((_, expires, None, _)) if expires <= now.0 => Err(TokenError::Expired),
+        Some((name, _, None, _)) => Ok(Grant { name, used: false }),
     })
 }

@@ -116,23 +116,28 @@ impl Store {
         Ok(())
     }
 
+    /// Oldest first, of each kind that the plan prefers over another: what is stored on the hub must be found
+    /// however much lies before it that is not (invariant 3).
     fn candidates(&self, all: &[StreamRow], now: WallTime) -> Result<Vec<Candidate>> {
         let mut candidates = Vec::new();
         for (stream, row) in all.iter().enumerate() {
-            let rows = self.inner().catalog.read(|c| {
+            self.inner().catalog.read(|c| {
                 let list = live::load(c, row.id, self.inner().window())?;
                 let below = list
                     .and_then(|list| lowest_needed(&list, now))
                     .unwrap_or(SegmentNumber(i64::MAX as u64));
-                Ok(segments::oldest(c, row.id, below, ROUND)?)
+                for stored in [true, false] {
+                    let rows = segments::oldest(c, row.id, below, stored, ROUND)?;
+                    candidates.extend(rows.into_iter().map(|row| Candidate {
+                        stream,
+                        number: row.info.number,
+                        wall_end: row.info.wall_start.plus(row.info.duration),
+                        bytes: row.info.bytes,
+                        stored,
+                    }));
+                }
+                Ok(())
             })?;
-            candidates.extend(rows.into_iter().map(|(row, stored)| Candidate {
-                stream,
-                number: row.info.number,
-                wall_end: row.info.wall_start.plus(row.info.duration),
-                bytes: row.info.bytes,
-                stored,
-            }));
         }
         Ok(candidates)
     }

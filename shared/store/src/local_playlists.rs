@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use media::playlist::{self, HOUR_LIST_END, UriForm};
@@ -112,7 +112,7 @@ fn append(path: &Path, entry: &str) -> Result<()> {
 }
 
 /// Appends ENDLIST to a list that lacks it.
-fn end_hour(path: &PathBuf) -> Result<()> {
+fn end_hour(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }

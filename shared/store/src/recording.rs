@@ -46,6 +46,11 @@ impl Store {
                 rows
             };
             let waiting = segments::next_not_here(c, row.id)?;
+            // Segments come in order: one here that begins behind the range says that the range is over.
+            let passed = match to {
+                Some(to) => segments::any_here_from(c, row.id, to)?,
+                None => false,
+            };
             let mut target = 1;
             let mut runs: Vec<SegmentNumber> = rows.iter().map(|row| row.info.run).collect();
             runs.dedup();
@@ -53,12 +58,14 @@ impl Store {
                 let run = streams::run(c, row.id, run)?;
                 target = target.max(run.map_or(1, |run| run.target_duration_s));
             }
-            Ok(Some((row, rows, waiting, target)))
+            Ok(Some((row, rows, waiting, passed, target)))
         })?;
-        let Some((row, rows, waiting, target)) = found else {
+        let Some((row, rows, waiting, passed, target)) = found else {
             return Ok(None);
         };
-        let settled = is_settled(row.told_to_end, &rows, waiting.as_ref(), to);
+        // Told to end after a number that was not even announced yet: what comes before it may be missing.
+        let ended = row.told_to_end && row.ending.is_none_or(|ending| ending < row.floor);
+        let settled = is_settled(ended, passed, waiting.as_ref(), to);
         let infos: Vec<SegmentInfo> = rows.iter().map(|row| row.info).collect();
         Ok(
             playlist::recording(&infos, target, settled, UriForm::Http).map(|text| Playlist {
@@ -73,19 +80,15 @@ impl Store {
 }
 
 /// Nothing can come into the range any more: nothing that waits lies before its end, and either the stream
-/// has ended or the range's end lies before the newest segment.
+/// has ended or something begins at or after the range's end.
 fn is_settled(
-    told_to_end: bool,
-    rows: &[SegmentRow],
+    ended: bool,
+    passed: bool,
     waiting: Option<&SegmentRow>,
     to: Option<WallTime>,
 ) -> bool {
-    let end = |row: &SegmentRow| row.info.wall_start.plus(row.info.duration);
-    let before_end = waiting.is_some_and(|row| to.is_none_or(|to| row.info.wall_start < to));
-    let passed = to.is_some_and(|to| {
-        // The next segment begins at or after the range's end.
-        waiting.is_some_and(|row| row.info.wall_start >= to)
-            || rows.last().is_some_and(|last| end(last) >= to)
-    });
-    !before_end && (told_to_end || passed)
+    match waiting {
+        Some(row) => to.is_some_and(|to| row.info.wall_start >= to),
+        None => ended || passed,
+    }
 }

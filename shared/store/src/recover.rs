@@ -3,10 +3,14 @@
 //! On an edge an open segment is closed at what its file holds; on a hub its partial waits to be resumed.
 //! Files that no row knows are removed, rows whose file is gone become holes (*corrupt*).
 
-use std::{collections::HashSet, fs, fs::File};
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io,
+};
 
 use media::{access_unit::SourceEvent, ts::demux::Demuxer};
-use model::{HoleReason, MediaDuration, SegmentInfo, SegmentNumber, StreamName};
+use model::{HoleReason, MediaDuration, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
 
 use crate::{
     RecoveryReport, Store,
@@ -16,13 +20,18 @@ use crate::{
     },
     error::{AtPath, Result},
     files::{self, FileKind},
+    store::ALL,
 };
 
 /// Folders looked through for each stream: the one being written and the one before.
 const NEWEST_FOLDERS: usize = 2;
 
-/// A part begins with a PAT; packets are this long.
-const TS_PACKET_BYTES: u64 = 188;
+const TS_PACKET_BYTES: usize = 188;
+
+const SYNC_BYTE: u8 = 0x47;
+
+/// `payload_unit_start_indicator`: a PES packet or a section begins here.
+const UNIT_START: u8 = 0x40;
 
 impl Store {
     pub(crate) fn recover(&self) -> Result<RecoveryReport> {
@@ -32,7 +41,7 @@ impl Store {
             self.recover_open(row, &mut report)?;
             self.recover_folders(row, &mut report)?;
             self.sweep_below_first(&row.name, row.id)?;
-            self.advance_live(&row.name)?;
+            self.change_live(&row.name, |_, _| Ok(()))?;
         }
         Ok(report)
     }
@@ -54,13 +63,9 @@ impl Store {
             }
             let empty = fs::metadata(&partial).map_or(true, |m| m.len() == 0);
             if empty {
-                files::remove(&partial)?;
-                self.inner()
-                    .catalog
-                    .write(|c| Ok(segments::unopen(c, stream.id, number)?))?;
+                self.abandon(&stream.name, number)?;
             } else if self.inner().options.local_playlists {
-                self.close_recovered(&stream.name, row)?;
-                report.open_closed += 1;
+                report.open_closed += u64::from(self.close_recovered(&stream.name, row)?);
             } else {
                 report.partials_kept += 1;
             }
@@ -68,24 +73,37 @@ impl Store {
         Ok(())
     }
 
-    /// Closes an edge's open segment at the last whole packet before which its media is whole.
-    fn close_recovered(&self, stream: &StreamName, row: &SegmentRow) -> Result<()> {
+    /// Edge: closes what a writer that was lost (an error, a panic) left open, so that the list goes on.
+    pub(crate) fn close_left_open(&self, stream: &StreamName) -> Result<()> {
+        let rows = self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::list_open(c, row.id, &ALL)?)
+        })?;
+        for row in rows {
+            let number = row.info.number;
+            if !self.with_memory(stream, |memory| memory.open.contains_key(&number)) {
+                self.close_recovered(stream, &row)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes an edge's open segment at its last whole access unit; false: there was none.
+    fn close_recovered(&self, stream: &StreamName, row: &SegmentRow) -> Result<bool> {
         let number = row.info.number;
         let partial = self.inner().layout.partial(stream, number);
-        let bytes = fs::read(&partial).at(&partial)?;
-        let keep = whole_bytes(&bytes);
-        let kept = bytes.get(..keep).unwrap_or_default();
-        let duration = media_duration(kept);
-        let (Some(duration), false) = (duration, kept.is_empty()) else {
-            tracing::warn!(%stream, number = number.0, "an open segment held no whole access unit: dropped");
-            files::remove(&partial)?;
-            return self.inner().catalog.write(|c| {
-                let row = streams::get(c, stream)?;
-                Ok(segments::unopen(c, row.id, number)?)
-            });
+        let mut bytes = match fs::read(&partial) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read.at(&partial)?,
+        };
+        bytes.truncate(whole_bytes(&bytes));
+        let Some(duration) = media_duration(&bytes) else {
+            tracing::warn!(%stream, number = number.0, "an open segment held no whole access unit: it becomes a hole");
+            self.abandon(stream, number)?;
+            return Ok(false);
         };
         let file = File::options().write(true).open(&partial).at(&partial)?;
-        file.set_len(keep as u64).at(&partial)?;
+        file.set_len(bytes.len() as u64).at(&partial)?;
         file.sync_all().at(&partial)?;
         let path = self.inner().layout.segment(stream, number);
         fs::rename(&partial, &path).at(&path)?;
@@ -94,11 +112,12 @@ impl Store {
             stream,
             &SegmentInfo {
                 duration,
-                bytes: keep as u64,
-                hash: model::SegmentHash::of(kept),
+                bytes: bytes.len() as u64,
+                hash: SegmentHash::of(&bytes),
                 ..row.info
             },
-        )
+        )?;
+        Ok(true)
     }
 
     fn recover_folders(&self, stream: &StreamRow, report: &mut RecoveryReport) -> Result<()> {
@@ -169,18 +188,32 @@ impl Store {
     }
 }
 
-/// How much of a file is whole. Parts are written in one call each: a torn one shows as a length that is no
-/// whole number of packets, and is cut off at its PAT.
+/// How much of a file is whole: all of it, or, where it is torn, what lies before the access unit (or table)
+/// that the tear is in. A tear is a length that is no whole number of packets, or (after a loss of power) a
+/// packet without its sync byte.
 fn whole_bytes(bytes: &[u8]) -> usize {
-    let packets = bytes.len() / TS_PACKET_BYTES as usize;
-    if bytes.len().is_multiple_of(TS_PACKET_BYTES as usize) {
-        return bytes.len();
-    }
-    bytes
-        .chunks_exact(TS_PACKET_BYTES as usize)
-        .take(packets)
-        .rposition(|packet| matches!(packet, [0x47, flags, 0x00, ..] if flags & 0x5f == 0x40))
-        .map_or(0, |at| at * TS_PACKET_BYTES as usize)
+    let (packets, rest) = bytes.as_chunks::<TS_PACKET_BYTES>();
+    let good = packets
+        .iter()
+        .take_while(|packet| packet.first() == Some(&SYNC_BYTE))
+        .count();
+    let tail = packets.get(good).map_or(rest, |packet| packet.as_slice());
+    let begins = match tail {
+        [] => true,
+        // A torn packet that itself begins something has torn nothing before it.
+        [SYNC_BYTE, flags, ..] => flags & UNIT_START != 0,
+        _ => false,
+    };
+    let whole = if begins {
+        good
+    } else {
+        packets
+            .iter()
+            .take(good)
+            .rposition(|packet| matches!(packet, [_, flags, ..] if flags & UNIT_START != 0))
+            .unwrap_or(0)
+    };
+    whole * TS_PACKET_BYTES
 }
 
 /// The duration of a segment's first track: from its first to its last access unit and one more like it.

@@ -17,15 +17,16 @@ use model::{
     DeviceName, HoleReason, MAX_SEGMENT_BYTES, MediaDuration, RangeSet, RunInfo, SegmentHash,
     SegmentInfo, SegmentNumber, StreamName, WallTime,
 };
+use rusqlite::Connection;
 use tokio::sync::watch;
 
 use crate::{
     Announced, OpenSegment, OpenView, Playlist, RecoveryReport, SegmentWriter, StoreOptions,
     StreamState, StreamSummary,
     catalog::{
-        Catalog,
+        Catalog, Fault,
         segments::{self, SegmentRow, State},
-        streams,
+        streams::{self, StreamRow},
     },
     error::{AtPath, Result, StoreError},
     files::{self, Layout},
@@ -35,6 +36,9 @@ use crate::{
 
 /// A stream that wrote within this is live: two long segments without a part.
 const LIVE_WITHIN: Duration = Duration::from_secs(12);
+
+/// Every number there can be.
+pub(crate) const ALL: RangeInclusive<SegmentNumber> = SegmentNumber(0)..=SegmentNumber(u64::MAX);
 
 /// Recorded ranges told of a stream.
 const MAX_RANGES: usize = 64;
@@ -63,6 +67,9 @@ pub(crate) struct Memory {
     pub(crate) playlist: Option<Arc<Playlist>>,
     playlist_loaded: bool,
     pub(crate) last_write: Option<Instant>,
+    /// Held from before a commit that changes the live list until its text is published: what viewers see
+    /// follows the commits in their order (invariant 4).
+    order: Arc<Mutex<()>>,
 }
 
 impl Inner {
@@ -132,6 +139,17 @@ impl Store {
         streams.entry(stream.clone()).or_default().clone()
     }
 
+    /// Looks at what is known of a stream; asking for one that isn't there leaves nothing behind (invariant 5).
+    fn look_at<T>(&self, stream: &StreamName, look: impl FnOnce(&Memory) -> T) -> Option<T> {
+        let memory = {
+            let streams = self.inner.streams.lock();
+            let streams = streams.unwrap_or_else(PoisonError::into_inner);
+            streams.get(stream).cloned()
+        }?;
+        let memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(look(&memory))
+    }
+
     /// Runs under the stream's lock; short work only.
     pub(crate) fn with_memory<T>(
         &self,
@@ -167,10 +185,7 @@ impl Store {
         drop(last);
         if changed {
             // `hub stream end` and `remove` change what is listed.
-            for row in self.inner.catalog.read(|c| Ok(streams::all(c)?))? {
-                self.forget_playlist(&row.name);
-                self.advance_live(&row.name)?;
-            }
+            self.forget_playlists();
             self.tick();
         }
         Ok(changed)
@@ -217,12 +232,7 @@ impl Store {
                 segments::count_unshipped(c, row.id)?,
             ))
         })?;
-        let writing = self.with_memory(&row.name, |memory| {
-            !memory.open.is_empty()
-                || memory
-                    .last_write
-                    .is_some_and(|at| at.elapsed() < LIVE_WITHIN)
-        });
+        let writing = self.is_written(&row.name);
         let (first_number, last_number, segments, bytes) = totals;
         Ok(StreamSummary {
             state: match (row.told_to_end, writing) {
@@ -243,6 +253,15 @@ impl Store {
             unshipped: unshipped.0,
             unshipped_bytes: unshipped.1,
         })
+    }
+
+    /// Whether segments are coming.
+    pub(crate) fn is_written(&self, stream: &StreamName) -> bool {
+        let written = self.look_at(stream, |memory| {
+            let lately = |at: Instant| at.elapsed() < LIVE_WITHIN;
+            !memory.open.is_empty() || memory.last_write.is_some_and(lately)
+        });
+        written.unwrap_or(false)
     }
 
     /// A run begins; its number is the number of its first segment. Idempotent.
@@ -267,15 +286,17 @@ impl Store {
     /// The stream ends after `last` (None: it is empty). ENDLIST is committed as soon as every segment up to
     /// it is settled here.
     pub fn end_stream(&self, stream: &StreamName, last: Option<SegmentNumber>) -> Result<()> {
-        let now = wall_now();
-        let advanced = self.inner.catalog.write(|c| {
-            let row = streams::get(c, stream)?;
-            streams::tell_to_end(c, row.id, last)?;
-            let row = streams::get(c, stream)?;
-            live::advance(c, &row, self.inner.window(), now)
-        })?;
-        self.publish_live(stream, advanced);
-        Ok(())
+        self.change_live(stream, |c, row| {
+            // Told again, late: the stream has gone on since.
+            let gone_on = match last {
+                Some(last) => segments::any_above(c, row.id, last)?,
+                None => segments::next_after(c, row.id, None)?.is_some(),
+            };
+            if !gone_on {
+                streams::tell_to_end(c, row.id, last)?;
+            }
+            Ok(())
+        })
     }
 
     /// Whether the stream was told to end and nothing came after it: `Some(last)`, where `last` is None for
@@ -308,6 +329,9 @@ impl Store {
     /// registered and its run put.
     pub fn open_segment(&self, stream: &StreamName, open: OpenSegment) -> Result<SegmentWriter> {
         self.inner.layout.make_folder(stream, open.number)?;
+        if self.inner.options.local_playlists {
+            self.close_left_open(stream)?;
+        }
         self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
             let buried = segments::next_tombstone(
@@ -466,9 +490,10 @@ impl Store {
 
     /// The newest segment being written, as far as it is readable.
     pub fn open_view(&self, stream: &StreamName) -> Result<Option<OpenView>> {
-        Ok(self.with_memory(stream, |memory| {
+        let view = self.look_at(stream, |memory| {
             memory.open.last_key_value().map(|(_, view)| view.clone())
-        }))
+        });
+        Ok(view.flatten())
     }
 
     /// Closed segments here from `from` on, ascending.
@@ -487,12 +512,16 @@ impl Store {
 
     /// The live playlist as committed, rendered once per change. None: no segment yet.
     pub fn live_playlist(&self, stream: &StreamName) -> Result<Option<Arc<Playlist>>> {
-        let cached = self.with_memory(stream, |memory| {
+        let cached = self.look_at(stream, |memory| {
             memory.playlist_loaded.then(|| memory.playlist.clone())
         });
-        if let Some(playlist) = cached {
+        if let Some(playlist) = cached.flatten() {
             return Ok(playlist);
         }
+        self.inner.catalog.read(|c| streams::get(c, stream))?;
+        // Once after a start: not between another's commit and its publication.
+        let order = self.with_memory(stream, |memory| memory.order.clone());
+        let _in_order = order.lock().unwrap_or_else(PoisonError::into_inner);
         let row = self.inner.catalog.read(|c| {
             let row = streams::get(c, stream)?;
             Ok(crate::catalog::live::load(c, row.id, self.inner.window())?)
@@ -507,25 +536,28 @@ impl Store {
         })
     }
 
-    /// Looks at the ledger again, for a change other than a closed segment.
-    pub(crate) fn advance_live(&self, stream: &StreamName) -> Result<()> {
+    /// Changes the ledger of a stream and brings its live list up to it, in one commit; then publishes.
+    pub(crate) fn change_live<T>(
+        &self,
+        stream: &StreamName,
+        work: impl FnOnce(&Connection, &StreamRow) -> std::result::Result<T, Fault>,
+    ) -> Result<T> {
+        let order = self.with_memory(stream, |memory| memory.order.clone());
+        let _in_order = order.lock().unwrap_or_else(PoisonError::into_inner);
         let now = wall_now();
-        let advanced = self
-            .inner
-            .catalog
-            .write(|c| match streams::find(c, stream)? {
-                Some(row) => Ok(Some(live::advance(c, &row, self.inner.window(), now)?)),
-                None => Ok(None),
-            })?;
-        match advanced {
-            Some(advanced) => self.publish_live(stream, advanced),
-            None => self.with_memory(stream, |memory| *memory = Memory::default()),
-        }
-        Ok(())
+        let (done, advanced) = self.inner.catalog.write(|c| {
+            let row = streams::get(c, stream)?;
+            let done = work(c, &row)?;
+            // What was done may have changed it.
+            let row = streams::get(c, stream)?;
+            Ok((done, live::advance(c, &row, self.inner.window(), now)?))
+        })?;
+        self.publish_live(stream, &advanced);
+        Ok(done)
     }
 
     /// After the commit: what viewers see.
-    pub(crate) fn publish_live(&self, stream: &StreamName, advanced: Advanced) {
+    fn publish_live(&self, stream: &StreamName, advanced: &Advanced) {
         if advanced.changed
             && let Some(row) = &advanced.row
         {
@@ -551,6 +583,18 @@ impl Store {
             memory.playlist = None;
         });
     }
+
+    /// The same for all streams, also those that are gone.
+    fn forget_playlists(&self) {
+        let known: Vec<StreamName> = {
+            let streams = self.inner.streams.lock();
+            let streams = streams.unwrap_or_else(PoisonError::into_inner);
+            streams.keys().cloned().collect()
+        };
+        for stream in known {
+            self.forget_playlist(&stream);
+        }
+    }
 }
 
 /// Replication.
@@ -559,7 +603,7 @@ impl Store {
     pub fn settled(&self, stream: &StreamName) -> Result<RangeSet> {
         self.inner.catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::settled(c, row.id)?)
+            Ok(segments::settled(c, row.id, &ALL)?)
         })
     }
 
@@ -593,24 +637,21 @@ impl Store {
         range: RangeInclusive<SegmentNumber>,
         reason: HoleReason,
     ) -> Result<()> {
-        let now = wall_now();
-        let advanced = self.inner.catalog.write(|c| {
-            let row = streams::get(c, stream)?;
+        let partials = self.change_live(stream, |c, row| {
             let mut missing: RangeSet = [range.clone()].into_iter().collect();
-            for here in segments::settled(c, row.id)?.iter() {
+            for here in segments::settled(c, row.id, &range)?.iter() {
                 missing.remove_range(here);
             }
+            let partials = segments::list_open(c, row.id, &range)?;
             for range in missing.iter() {
-                for partial in
-                    range.start().0..=range.end().0.min(range.start().0.saturating_add(64))
-                {
-                    files::remove(&self.inner.layout.partial(stream, SegmentNumber(partial)))?;
-                }
                 segments::bury(c, row.id, &range, reason)?;
+                streams::raise_floor(c, row.id, *range.end())?;
             }
-            live::advance(c, &row, self.inner.window(), now)
+            Ok(partials)
         })?;
-        self.publish_live(stream, advanced);
+        for row in partials {
+            files::remove(&self.inner.layout.partial(stream, row.info.number))?;
+        }
         Ok(())
     }
 

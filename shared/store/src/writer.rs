@@ -11,15 +11,15 @@ use std::{
 };
 
 use model::{
-    HoleReason, MediaDuration, PartInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName,
+    HoleReason, MAX_SEGMENT_BYTES, MediaDuration, PartInfo, SegmentHash, SegmentInfo,
+    SegmentNumber, StreamName,
 };
 
 use crate::{
     OpenSegment, OpenView, Store,
-    catalog::{segments, streams},
+    catalog::segments,
     error::{AtPath, Result, StoreError},
-    files::{hash_of, sync_folder},
-    store::wall_now,
+    files::{self, hash_of, sync_folder},
 };
 
 /// A segment whose bytes failed their hash this often becomes a hole.
@@ -92,6 +92,9 @@ impl SegmentWriter {
 
     /// Adds bytes to the part being written.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.bytes.saturating_add(bytes.len() as u64) > MAX_SEGMENT_BYTES {
+            return Err(self.wrong("it is longer than any segment may be"));
+        }
         self.file.write_all(bytes).at(&self.path)?;
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
@@ -151,39 +154,33 @@ impl SegmentWriter {
     /// The bytes are not those announced.
     fn refuse(&mut self) -> Result<StoreError> {
         let number = self.open.number;
-        crate::files::remove(&self.path)?;
-        let inner = self.store.inner();
-        let failures = inner.catalog.write(|c| {
-            let row = streams::get(c, &self.stream)?;
+        let failures = self.store.change_live(&self.stream, |c, row| {
             let failures = segments::fail(c, row.id, number)?;
             if failures >= MAX_HASH_FAILURES {
                 segments::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
             }
             Ok(failures)
         })?;
-        if failures >= MAX_HASH_FAILURES {
-            self.store.advance_live(&self.stream)?;
-        }
+        files::remove(&self.path)?;
         let what = if failures >= MAX_HASH_FAILURES {
             "its bytes failed their hash again: given up as corrupt"
         } else {
             "its bytes fail their hash: asked for once more"
         };
-        Ok(StoreError::Segment {
+        Ok(self.wrong(what))
+    }
+
+    fn wrong(&self, what: &str) -> StoreError {
+        StoreError::Segment {
             stream: self.stream.clone(),
-            number,
+            number: self.open.number,
             what: what.to_owned(),
-        })
+        }
     }
 
     /// Throws the partial away. The number stays burnt; an announced segment may be opened again.
     pub fn discard(self) -> Result<()> {
-        crate::files::remove(&self.path)?;
-        let number = self.open.number;
-        self.store.inner().catalog.write(|c| {
-            let row = streams::get(c, &self.stream)?;
-            Ok(segments::unopen(c, row.id, number)?)
-        })
+        self.store.abandon(&self.stream, self.open.number)
     }
 
     fn publish(&self, change: impl FnOnce(&mut OpenView)) {
@@ -211,15 +208,24 @@ impl Drop for SegmentWriter {
 impl Store {
     /// Row *here*, live list, then everything that readers see.
     pub(crate) fn commit_closed(&self, stream: &StreamName, info: &SegmentInfo) -> Result<()> {
-        let now = wall_now();
-        let advanced = self.inner().catalog.write(|c| {
-            let row = streams::get(c, stream)?;
-            segments::close(c, row.id, info)?;
-            crate::live::advance(c, &row, self.inner().window(), now)
-        })?;
+        self.change_live(stream, |c, row| Ok(segments::close(c, row.id, info)?))?;
         tracing::debug!(%stream, number = info.number.0, bytes = info.bytes, duration_ms = info.duration.as_millis(), "segment closed");
-        self.publish_live(stream, advanced);
         self.write_local_playlists(stream, info);
         Ok(())
+    }
+
+    /// Gives an open segment up. On an edge, where nobody else has it, that is a hole: its first parts may
+    /// have gone out, and the hub must not wait for the rest.
+    pub(crate) fn abandon(&self, stream: &StreamName, number: SegmentNumber) -> Result<()> {
+        let edge = self.inner().options.local_playlists;
+        self.change_live(stream, |c, row| {
+            if edge {
+                segments::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
+            } else {
+                segments::unopen(c, row.id, number)?;
+            }
+            Ok(())
+        })?;
+        files::remove(&self.inner().layout.partial(stream, number))
     }
 }

@@ -57,7 +57,10 @@ CREATE TABLE segment (
 ) WITHOUT ROWID;
 CREATE INDEX segment_by_wall ON segment (stream, wall_ms);
 CREATE INDEX segment_not_here ON segment (stream, number) WHERE state <> 1;
-CREATE INDEX segment_unshipped ON segment (stream, number) WHERE state = 1 AND stored = 0;
+CREATE INDEX segment_open ON segment (stream, number) WHERE state = 0;
+-- With their bytes: a month of them is counted often. The janitor takes from both.
+CREATE INDEX segment_unshipped ON segment (stream, number, bytes) WHERE state = 1 AND stored = 0;
+CREATE INDEX segment_shipped ON segment (stream, number) WHERE state = 1 AND stored = 1;
 
 -- Recorded ranges: stretches of segments that are here and follow one another.
 CREATE TABLE span (

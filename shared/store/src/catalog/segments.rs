@@ -211,11 +211,14 @@ pub(crate) fn open(c: &Connection, stream: i64, open: &OpenSegment) -> rusqlite:
     Ok(changed > 0)
 }
 
-/// A row *announced*, unless the segment is known already.
+/// A row *announced*, unless the segment is known already; one being written learns what it will be, so that
+/// it is waited for should its partial be thrown away.
 pub(crate) fn announce(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
     c.prepare_cached(
         "INSERT INTO segment (stream, number, run, state, wall_ms, media_90k, duration_90k, bytes, hash, independent)
-         VALUES (?1, ?2, ?3, 2, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING",
+         VALUES (?1, ?2, ?3, 2, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT (stream, number) DO UPDATE SET duration_90k = ?6, bytes = ?7, hash = ?8
+         WHERE state = 0 AND hash IS NULL",
     )?
     .execute(params![
         stream,
@@ -337,17 +340,21 @@ pub(crate) fn tombstones(
         .collect()
 }
 
-/// Numbers that are here or buried.
-pub(crate) fn settled(c: &Connection, stream: i64) -> rusqlite::Result<RangeSet> {
+/// Numbers of a range that are here or buried.
+pub(crate) fn settled(
+    c: &Connection,
+    stream: i64,
+    within: &RangeInclusive<SegmentNumber>,
+) -> rusqlite::Result<RangeSet> {
     // Gaps-and-islands in SQL: one row for each unbroken range of numbers that are here.
     let mut set: RangeSet = c
         .prepare_cached(
             "SELECT MIN(number), MAX(number) FROM
                (SELECT number, number - ROW_NUMBER() OVER (ORDER BY number) AS island
-                FROM segment WHERE stream = ?1 AND state = 1) GROUP BY island",
+                FROM segment WHERE stream = ?1 AND state = 1 AND number BETWEEN ?2 AND ?3) GROUP BY island",
         )?
         .query_map(
-            [stream],
+            params![stream, sql(*within.start()), sql(*within.end())],
             |row| Ok(number(row.get(0)?)..=number(row.get(1)?)),
         )?
         .collect::<rusqlite::Result<_>>()?;
@@ -393,20 +400,21 @@ pub(crate) fn mark_stored(c: &Connection, stream: i64, n: SegmentNumber) -> rusq
     Ok(())
 }
 
-/// The oldest segments here below a number, and whether the hub has them.
+/// The oldest segments here below a number: those that the hub has, or those it lacks.
 pub(crate) fn oldest(
     c: &Connection,
     stream: i64,
     below: SegmentNumber,
+    stored: bool,
     limit: usize,
-) -> rusqlite::Result<Vec<(SegmentRow, bool)>> {
-    c.prepare_cached(&format!(
-        "SELECT {COLUMNS}, stored FROM segment WHERE stream = ?1 AND number < ?2 AND state = 1 ORDER BY number LIMIT ?3"
-    ))?
-    .query_map(params![stream, sql(below), limit as i64], |row| {
-        Ok((from_row(row)?, row.get(9)?))
-    })?
-    .collect()
+) -> rusqlite::Result<Vec<SegmentRow>> {
+    // Two statements, so that each finds its partial index.
+    let condition = if stored {
+        "stream = ?1 AND number < ?2 AND state = 1 AND stored = 1 ORDER BY number LIMIT ?3"
+    } else {
+        "stream = ?1 AND number < ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3"
+    };
+    collect(c, condition, params![stream, sql(below), limit as i64])
 }
 
 // --- recorded ranges
@@ -565,6 +573,33 @@ fn shrink_span(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Res
         span.last = SegmentNumber(info.number.0.saturating_sub(1)).max(span.first);
     }
     put_span(c, stream, &span)
+}
+
+/// Rows of a range that are being written or wait to be resumed.
+pub(crate) fn list_open(
+    c: &Connection,
+    stream: i64,
+    within: &RangeInclusive<SegmentNumber>,
+) -> rusqlite::Result<Vec<SegmentRow>> {
+    collect(
+        c,
+        "stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 0 ORDER BY number",
+        params![stream, sql(*within.start()), sql(*within.end())],
+    )
+}
+
+/// Whether any segment is here that begins at a wall time or later.
+pub(crate) fn any_here_from(c: &Connection, stream: i64, from: WallTime) -> rusqlite::Result<bool> {
+    c.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM segment WHERE stream = ?1 AND wall_ms >= ?2 AND state = 1)",
+    )?
+    .query_row(params![stream, from.0], |row| row.get(0))
+}
+
+/// Whether a number above this one is known here.
+pub(crate) fn any_above(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<bool> {
+    c.prepare_cached("SELECT EXISTS (SELECT 1 FROM segment WHERE stream = ?1 AND number > ?2)")?
+        .query_row(params![stream, sql(n)], |row| row.get(0))
 }
 
 /// The lowest row that is not here.

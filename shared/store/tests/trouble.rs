@@ -1,0 +1,374 @@
+//! Bad days, seen from outside: lost writers, torn files, late and repeated words of a peer, a subcommand
+//! beside the daemon, many threads. Each was a fault once.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod kit;
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use kit::*;
+use model::*;
+use store::{Announced, RetentionLimits, Store, StoreOptions, devices::TokenError};
+
+/// After every grace.
+const LATER: WallTime = WallTime(4_000_000_000_000);
+
+fn range(a: u64, b: u64) -> RangeInclusive<SegmentNumber> {
+    n(a)..=n(b)
+}
+
+#[test]
+fn the_test_media_is_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    {
+        let store = edge(dir.path());
+        register(&store, &cam);
+        let mut w = store.open_segment(&cam, opening(1, 1)).unwrap();
+        w.append(&bytes_of(1)).unwrap();
+        w.finish_part(SECOND, true).unwrap();
+    }
+    let (store, report) = Store::open(dir.path(), options(true)).unwrap();
+    assert_eq!(report.open_closed, 1);
+    let info = store.segment(&cam, n(1)).unwrap().unwrap();
+    assert_eq!(
+        (info.duration.0, info.bytes, info.hash),
+        (
+            94 * 1_920,
+            bytes_of(1).len() as u64,
+            SegmentHash::of(&bytes_of(1))
+        )
+    );
+    assert_eq!(listed(&live_text(&store, &cam)), [1]);
+}
+
+#[test]
+fn a_segment_announced_while_it_is_open_outlives_its_discarded_partial() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let store = hub(dir.path());
+    register(&store, &cam);
+    record(&store, &cam, 1, 1);
+    let mut w = store.open_segment(&cam, opening(2, 1)).unwrap();
+    w.append(&bytes_of(2)[..376]).unwrap();
+    store
+        .announce(
+            &cam,
+            &[Announced {
+                info: info_of(2, 1),
+            }],
+        )
+        .unwrap();
+    w.discard().unwrap();
+    store
+        .announce(
+            &cam,
+            &[Announced {
+                info: info_of(3, 1),
+            }],
+        )
+        .unwrap();
+    record(&store, &cam, 3, 1);
+    assert_eq!(
+        listed(&live_text(&store, &cam)),
+        [1],
+        "3 waits for 2, which was announced"
+    );
+    record(&store, &cam, 2, 1);
+    assert_eq!(listed(&live_text(&store, &cam)), [1, 2, 3]);
+}
+
+#[test]
+fn an_end_told_late_does_not_end_what_came_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let store = hub(dir.path());
+    register(&store, &cam);
+    record(&store, &cam, 1, 1);
+    store.end_stream(&cam, Some(n(1))).unwrap();
+    assert!(live_text(&store, &cam).contains("ENDLIST"));
+    store.put_run(&cam, &run_info(2)).unwrap();
+    record(&store, &cam, 2, 2);
+    assert!(!live_text(&store, &cam).contains("ENDLIST"));
+    store.end_stream(&cam, Some(n(1))).unwrap();
+    assert!(!live_text(&store, &cam).contains("ENDLIST"));
+    assert_eq!(store.ending(&cam).unwrap(), None);
+}
+
+#[test]
+fn an_edge_goes_on_after_a_writer_was_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let store = edge(dir.path());
+    register(&store, &cam);
+    record(&store, &cam, 1, 1);
+    let mut w = store.open_segment(&cam, opening(2, 1)).unwrap();
+    w.append(&bytes_of(2)).unwrap();
+    drop(w);
+    store.put_run(&cam, &run_info(3)).unwrap();
+    record(&store, &cam, 3, 3);
+    let text = live_text(&store, &cam);
+    assert!(
+        text.contains("\n0/3.ts") || text.contains("\n3.ts"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_an_edge_could_not_save_is_a_hole_that_the_hub_hears_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    {
+        let store = edge(dir.path());
+        register(&store, &cam);
+        record(&store, &cam, 1, 1);
+        let mut w = store.open_segment(&cam, opening(2, 1)).unwrap();
+        w.append(&[0; 188]).unwrap();
+        w.finish_part(SECOND, true).unwrap();
+    }
+    let store = edge(dir.path());
+    assert_eq!(
+        store.holes(&cam).unwrap(),
+        [(range(2, 2), HoleReason::Corrupt)]
+    );
+    assert!(store.floor(&cam).unwrap() > n(2));
+}
+
+#[test]
+fn a_tail_of_noughts_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    {
+        let store = edge(dir.path());
+        register(&store, &cam);
+        let mut w = store.open_segment(&cam, opening(1, 1)).unwrap();
+        w.append(&bytes_of(1)).unwrap();
+        w.finish_part(SECOND, true).unwrap();
+        w.append(&[0; 188 * 7]).unwrap();
+    }
+    let store = edge(dir.path());
+    let info = store.segment(&cam, n(1)).unwrap().unwrap();
+    // Where the noughts begin may be within an access unit: the last one goes.
+    assert_eq!(info.bytes, bytes_of(1).len() as u64 - 188);
+}
+
+#[test]
+fn a_torn_part_is_cut_off() {
+    for torn in [1, 187, 189, 188 * 40 + 17] {
+        let dir = tempfile::tempdir().unwrap();
+        let cam = stream("cam");
+        {
+            let store = edge(dir.path());
+            register(&store, &cam);
+            let mut w = store.open_segment(&cam, opening(1, 1)).unwrap();
+            w.append(&ts(0, 50)).unwrap();
+            w.finish_part(SECOND, true).unwrap();
+            w.append(&ts(50 * 1_920, 44)[..torn]).unwrap();
+        }
+        let store = edge(dir.path());
+        let info = store.segment(&cam, n(1)).unwrap().unwrap();
+        assert_eq!(info.bytes % 188, 0);
+        assert!(
+            info.bytes >= ts(0, 50).len() as u64 || torn < 188,
+            "{torn}: {}",
+            info.bytes
+        );
+        assert_eq!(
+            store.read(&cam, n(1), 0..info.bytes).unwrap().len() as u64,
+            info.bytes
+        );
+        assert_eq!(
+            SegmentHash::of(&store.read(&cam, n(1), 0..info.bytes).unwrap()),
+            info.hash
+        );
+    }
+}
+
+#[test]
+fn eviction_takes_everything_stored_before_anything_that_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let size = bytes_of(1).len() as u64;
+    let store = Store::open(
+        dir.path(),
+        StoreOptions {
+            limits: RetentionLimits {
+                max_bytes: Some(size * 380),
+                keep_unshipped: true,
+                ..Default::default()
+            },
+            ..options(true)
+        },
+    )
+    .unwrap()
+    .0;
+    register(&store, &cam);
+    for number in 1..=400 {
+        record(&store, &cam, number, 1);
+    }
+    for number in 310..=350 {
+        store.mark_stored(&cam, n(number)).unwrap();
+    }
+    let report = store.run_janitor(LATER).unwrap();
+    assert_eq!((report.deleted, report.forced), (20, 0));
+    assert!(store.segment(&cam, n(1)).unwrap().is_some());
+}
+
+#[test]
+fn a_past_range_that_ends_in_a_hole_is_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let store = hub(dir.path());
+    register(&store, &cam);
+    for number in 1..=5 {
+        record(&store, &cam, number, 1);
+    }
+    store.put_run(&cam, &run_info(1_000)).unwrap();
+    record(&store, &cam, 1_000, 1_000);
+    let rec = store
+        .recording(
+            &cam,
+            Some(START),
+            Some(START.plus(MediaDuration::from_millis(60_000))),
+        )
+        .unwrap()
+        .unwrap();
+    assert!(rec.ended, "{}", String::from_utf8_lossy(&rec.text));
+    assert_eq!(listed(&String::from_utf8_lossy(&rec.text)), [1, 2, 3, 4, 5]);
+    let open = store.recording(&cam, Some(START), None).unwrap().unwrap();
+    assert!(!open.ended);
+}
+
+#[test]
+fn a_daemon_shows_what_a_subcommand_ended_or_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cam, yard) = (stream("cam"), stream("yard"));
+    let store = hub(dir.path());
+    for s in [&cam, &yard] {
+        register(&store, s);
+        record(&store, s, 1, 1);
+        assert!(!live_text(&store, s).contains("ENDLIST"));
+    }
+    let beside = Store::open_beside(dir.path()).unwrap();
+    beside.end_stream(&cam, Some(n(1))).unwrap();
+    beside.remove_stream(&yard).unwrap();
+    assert!(store.notice_foreign_changes().unwrap());
+    assert!(live_text(&store, &cam).contains("ENDLIST"));
+    assert!(!matches!(store.live_playlist(&yard), Ok(Some(_))));
+    assert!(!store.notice_foreign_changes().unwrap());
+}
+
+#[test]
+fn a_used_token_gives_no_rights_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = hub(dir.path());
+    let gate: DeviceName = "gate".parse().unwrap();
+    let later = WallTime(START.0 + 60_000);
+    let (old, new) = ([1; 32], [2; 32]);
+    store
+        .create_token(&gate, b"first", later, &[], START)
+        .unwrap();
+    assert_eq!(
+        store.use_token(b"first", &old, START).unwrap(),
+        Ok(gate.clone())
+    );
+    assert_eq!(
+        store.use_token(b"first", &old, START).unwrap(),
+        Ok(gate.clone()),
+        "a lost answer"
+    );
+    assert!(store.set_device_enabled(&gate, false).unwrap());
+    let _ = store.use_token(b"first", &old, START).unwrap();
+    assert!(
+        !store.devices().unwrap()[0].enabled,
+        "disabled stays disabled"
+    );
+    store
+        .create_token(&gate, b"second", later, &[], START)
+        .unwrap();
+    assert_eq!(
+        store.use_token(b"second", &new, START).unwrap(),
+        Ok(gate.clone())
+    );
+    assert_eq!(
+        store.use_token(b"first", &old, START).unwrap(),
+        Err(TokenError::Used)
+    );
+    assert_eq!(store.device_by_key(&old).unwrap(), None);
+    assert_eq!(store.device_by_key(&new).unwrap().unwrap().name, gate);
+}
+
+#[test]
+fn many_threads_leave_the_list_that_was_committed_last() {
+    for _ in 0..10 {
+        let dir = tempfile::tempdir().unwrap();
+        let cam = stream("cam");
+        let store = hub(dir.path());
+        register(&store, &cam);
+        std::thread::scope(|scope| {
+            for lane in 0..4u64 {
+                let (store, cam) = (store.clone(), cam.clone());
+                scope.spawn(move || {
+                    for i in 0..20 {
+                        let number = 1 + i * 4 + lane;
+                        if number % 7 == 0 {
+                            store
+                                .settle(&cam, range(number, number), HoleReason::Evicted)
+                                .unwrap();
+                        } else {
+                            record(&store, &cam, number, 1);
+                        }
+                    }
+                });
+            }
+            let (store, cam) = (store.clone(), cam.clone());
+            scope.spawn(move || {
+                let mut last = 0;
+                for _ in 0..2_000 {
+                    let text = live_text(&store, &cam);
+                    let msn = tag(&text, "#EXT-X-MEDIA-SEQUENCE:").unwrap_or(0);
+                    let end =
+                        msn + text.lines().filter(|l| l.starts_with("#EXTINF")).count() as u64;
+                    assert!(end >= last, "went back");
+                    last = end;
+                    for number in listed(&text) {
+                        assert!(store.open_file(&cam, n(number)).unwrap().is_some());
+                    }
+                }
+            });
+        });
+        let shown = live_text(&store, &cam);
+        drop(store);
+        assert_eq!(shown, live_text(&hub(dir.path()), &cam));
+    }
+}
+
+#[test]
+fn nothing_listed_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let store = Store::open(
+        dir.path(),
+        StoreOptions {
+            limits: RetentionLimits {
+                max_bytes: Some(1),
+                max_age: Some(Duration::from_secs(1)),
+                ..Default::default()
+            },
+            ..options(false)
+        },
+    )
+    .unwrap()
+    .0;
+    register(&store, &cam);
+    for number in 1..=40 {
+        record(&store, &cam, number, 1);
+        store.run_janitor(LATER).unwrap();
+        for number in listed(&live_text(&store, &cam)) {
+            assert!(
+                store.open_file(&cam, n(number)).unwrap().is_some(),
+                "{number} is listed"
+            );
+        }
+    }
+}
