@@ -39,8 +39,6 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(200);
 /// After the first signal: this long to ship what is left.
 const MAX_LAST_SHIPPING: Duration = Duration::from_secs(10);
-/// Sources in one push; more come from a script that calls it again.
-const MAX_SOURCES: usize = 10_000;
 
 /// Pushes, and ends with a verdict.
 pub(crate) fn push(settings: &Settings, args: &PushArgs, format: Format) -> Result<(), Failure> {
