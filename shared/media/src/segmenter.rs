@@ -68,7 +68,7 @@ pub enum Cut {
     Run(RunFormat),
     /// A segment begins.
     Open {
-        /// Presentation time of its first sample.
+        /// Presentation time of its first sample: within a run, where the segment before ended.
         media_start: MediaTime,
         /// Begins with a key frame, or the run has no video.
         independent: bool,

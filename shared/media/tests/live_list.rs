@@ -1,5 +1,13 @@
 //! A live window's life, playlist by playlist as text, and the rules under random operations.
 
+// What helps a test may fail like one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use m3u8_rs::{MediaPlaylist, Playlist};

@@ -47,7 +47,8 @@ pub(super) struct Run {
     has_video: bool,
     part_duration: MediaDuration,
     began: MediaTime,
-    /// From decoding to presentation at the first key frame: what a cut without one goes by.
+    /// From decoding to presentation at the first key frame. A segment's presentation begins so much
+    /// behind its decoding, even where pictures that are shown before its key frame come behind it.
     reorder: MediaDuration,
     /// The clock's newest unit, whose duration isn't known yet.
     pending: AccessUnit,
@@ -105,7 +106,7 @@ impl Run {
             segment: Segment::at(first.dts),
             pending: first,
         };
-        run.open(run.pending.pts, run.pending.dts, true, out);
+        run.open(run.began, true, out);
         run
     }
 
@@ -209,10 +210,10 @@ impl Run {
             // A pause longer than a segment may be: the list leaves out what nothing can be said of.
             self.close(self.segment.start + out.target.limit(), out);
             out.counters.forced += 1;
-            self.open(now + self.reorder, now, false, out);
+            self.open(now, false, out);
         } else if is_key && self.ends_before_key(now, out) {
             self.close(now, out);
-            self.open(next.pts, now, true, out);
+            self.open(now, true, out);
         } else if now + step - self.segment.part_start > self.part_duration {
             self.finish_part(now, out);
         }
@@ -247,7 +248,7 @@ impl Run {
             let independent = self.pending.key && !self.sound_is_clock();
             self.close(at, out);
             out.counters.forced += u64::from(!independent);
-            self.open(at + self.reorder, at, independent, out);
+            self.open(at, independent, out);
         } else if at > self.segment.part_start
             && (end - self.segment.part_start > self.part_duration || bytes > MAX_PART_BYTES)
         {
@@ -276,16 +277,10 @@ impl Run {
         self.mux.write(unit);
     }
 
-    fn open(
-        &mut self,
-        media_start: MediaTime,
-        start: MediaTime,
-        independent: bool,
-        out: &mut Out<'_>,
-    ) {
+    fn open(&mut self, start: MediaTime, independent: bool, out: &mut Out<'_>) {
         self.segment = Segment::at(start);
         out.cuts.push(Cut::Open {
-            media_start,
+            media_start: start + self.reorder,
             independent,
         });
     }

@@ -142,10 +142,13 @@ mod tests {
             .collect()
     }
 
+    /// What it is, whether it is a key frame, NAL units before and after.
+    type Case<'a> = (&'a str, bool, &'a [&'a [u8]], &'a [&'a [u8]]);
+
     #[test]
     fn adds_what_is_missing_and_doubles_nothing() {
         let aud = AUD.get(4..).unwrap();
-        let cases: [(&str, bool, &[&[u8]], &[&[u8]]); 9] = [
+        let cases: [Case<'_>; 9] = [
             ("bare key frame", true, &[IDR], &[aud, SPS, PPS, IDR]),
             (
                 "complete",
