@@ -76,11 +76,7 @@ pub fn audio_packets(input: &str) -> Result<Vec<String>> {
     Ok(out
         .lines()
         .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| {
-            line.split(',')
-                .next_back()
-                .map(|hash| hash.trim().to_owned())
-        })
+        .filter_map(|line| line.split(',').nth(5).map(|hash| hash.trim().to_owned()))
         .collect())
 }
 
