@@ -8,7 +8,7 @@ use model::{HoleReason, SegmentNumber, StreamName, WallTime};
 use crate::{
     JanitorReport, Store,
     catalog::{
-        live, segments,
+        live, segments, spans,
         streams::{self, StreamRow},
     },
     error::Result,
@@ -53,6 +53,11 @@ impl Store {
         if report.deleted > 0 {
             self.tick();
         }
+        if self.inner().options.local_playlists {
+            for stream in self.stream_names()? {
+                self.end_past_hour(&stream, now)?;
+            }
+        }
         Ok(report)
     }
 
@@ -83,7 +88,7 @@ impl Store {
         let used = self.inner().catalog.read(|c| {
             let mut used = 0;
             for row in streams::all(c)? {
-                used += segments::totals(c, row.id)?.3;
+                used += spans::totals(c, row.id)?.bytes;
             }
             Ok(used)
         })?;
@@ -169,7 +174,7 @@ impl Store {
     /// Removes folders and hour lists that lie wholly before the stream's first segment.
     pub(crate) fn sweep_below_first(&self, stream: &StreamName, id: i64) -> Result<()> {
         let first = self.inner().catalog.read(|c| {
-            let first = segments::totals(c, id)?.0;
+            let first = spans::totals(c, id)?.first;
             let row = match first {
                 Some(first) => segments::find(c, id, first)?,
                 None => None,

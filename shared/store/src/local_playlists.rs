@@ -2,7 +2,8 @@
 //!
 //! `segments/{stream}/live.m3u8` rolls: written beside, then renamed. `segments/{stream}/2026-05-01T08.m3u8`
 //! lists one UTC hour: appended, one write an entry, ENDLIST when the hour is over. They are views: a failure
-//! here is logged and stops nothing.
+//! here is logged and stops nothing, and the next start
+//! makes the newest hour right again.
 
 use std::{
     fs::{self, File},
@@ -11,7 +12,7 @@ use std::{
 };
 
 use media::playlist::{self, HOUR_LIST_END, UriForm};
-use model::{SegmentInfo, StreamName, WallTime};
+use model::{SegmentInfo, SegmentNumber, StreamName, WallTime};
 
 use crate::{
     Store,
@@ -22,6 +23,11 @@ use crate::{
 
 /// The highest TARGETDURATION that an hour may bring: what a forced cut keeps to.
 const HOUR_TARGET_S: u32 = 6;
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// Entries of a repaired hour list at most: segments of a tenth of a second, none left out.
+const MAX_HOUR_ENTRIES: usize = 36_000;
 
 impl Store {
     /// After a segment was closed: its hour list.
@@ -67,6 +73,54 @@ impl Store {
         append(&folder.join(name), &entry)
     }
 
+    /// After a start: the newest hour list is what the ledger says, whatever a kill or a loss of power left.
+    pub(crate) fn repair_hour_list(&self, stream: &StreamName) -> Result<()> {
+        let Some((newest, hour)) = self.newest_hour(stream)? else {
+            return Ok(());
+        };
+        let entries: Vec<SegmentInfo> = self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            let (from, to) = hour_around(newest.wall_start);
+            let rows = segments::here_between(c, row.id, from, to, MAX_HOUR_ENTRIES)?;
+            Ok(rows.into_iter().map(|row| row.info).collect())
+        })?;
+        let mut text = playlist::hour_list_head(HOUR_TARGET_S);
+        let mut before = None;
+        for info in &entries {
+            text += &playlist::hour_list_entry(info, before, UriForm::Folder);
+            before = Some(info);
+        }
+        let path = self.inner().layout.stream(stream).join(hour);
+        let there = fs::read_to_string(&path).unwrap_or_default();
+        if there.strip_suffix(HOUR_LIST_END).unwrap_or(&there) == text {
+            return Ok(());
+        }
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, &text).at(&temporary)?;
+        fs::rename(&temporary, &path).at(&path)
+    }
+
+    /// Ends the newest hour list once its hour is over and nothing is being written.
+    pub(crate) fn end_past_hour(&self, stream: &StreamName, now: WallTime) -> Result<()> {
+        if self.is_written(stream) {
+            return Ok(());
+        }
+        match (self.newest_hour(stream)?, hour_name(now)) {
+            (Some((_, hour)), Some(current)) if hour < current => {
+                end_hour(&self.inner().layout.stream(stream).join(hour))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn newest_hour(&self, stream: &StreamName) -> Result<Option<(SegmentInfo, String)>> {
+        let newest = self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::before(c, row.id, SegmentNumber(u64::MAX))?)
+        })?;
+        Ok(newest.and_then(|row| Some((row.info, hour_name(row.info.wall_start)?))))
+    }
+
     /// Hour lists whose hour is before the oldest segment that is here.
     pub(crate) fn sweep_hour_lists(&self, stream: &StreamName, oldest: WallTime) -> Result<()> {
         let Some(keep) = hour_name(oldest) else {
@@ -82,6 +136,12 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// First and last millisecond (excluded) of the UTC hour around a time.
+fn hour_around(time: WallTime) -> (WallTime, WallTime) {
+    let start = time.0.div_euclid(HOUR_MS).saturating_mul(HOUR_MS);
+    (WallTime(start), WallTime(start.saturating_add(HOUR_MS)))
 }
 
 /// `2026-05-01T08.m3u8`.

@@ -16,6 +16,7 @@ use crate::{
     RecoveryReport, Store,
     catalog::{
         segments::{self, SegmentRow, State},
+        spans,
         streams::{self, StreamRow},
     },
     error::{AtPath, Result},
@@ -42,6 +43,9 @@ impl Store {
             self.recover_folders(row, &mut report)?;
             self.sweep_below_first(&row.name, row.id)?;
             self.change_live(&row.name, |_, _| Ok(()))?;
+            if self.inner().options.local_playlists {
+                self.repair_hour_list(&row.name)?;
+            }
         }
         Ok(report)
     }
@@ -162,7 +166,7 @@ impl Store {
         let highest = self
             .inner()
             .catalog
-            .read(|c| Ok(segments::totals(c, stream.id)?.1))?;
+            .read(|c| Ok(spans::totals(c, stream.id)?.last))?;
         let Some(highest) = highest else {
             return Ok(());
         };

@@ -26,6 +26,7 @@ use crate::{
     catalog::{
         Catalog, Fault,
         segments::{self, SegmentRow, State},
+        spans,
         streams::{self, StreamRow},
     },
     error::{AtPath, Result, StoreError},
@@ -227,13 +228,12 @@ impl Store {
         let (run, spans, totals, unshipped) = self.inner.catalog.read(|c| {
             Ok((
                 streams::newest_run(c, row.id)?,
-                segments::spans(c, row.id, MAX_RANGES)?,
-                segments::totals(c, row.id)?,
+                spans::newest(c, row.id, MAX_RANGES)?,
+                spans::totals(c, row.id)?,
                 segments::count_unshipped(c, row.id)?,
             ))
         })?;
         let writing = self.is_written(&row.name);
-        let (first_number, last_number, segments, bytes) = totals;
         Ok(StreamSummary {
             state: match (row.told_to_end, writing) {
                 (true, _) => StreamState::Ended,
@@ -245,11 +245,11 @@ impl Store {
             owner: row.owner,
             codecs: run.as_ref().map(|run| run.codecs.clone()),
             resolution: run.and_then(|run| run.resolution),
-            segments,
-            bytes,
+            segments: totals.segments,
+            bytes: totals.bytes,
             ranges: spans.iter().map(|span| (span.from, span.to)).collect(),
-            first_number,
-            last_number,
+            first_number: totals.first,
+            last_number: totals.last,
             unshipped: unshipped.0,
             unshipped_bytes: unshipped.1,
         })

@@ -4,7 +4,7 @@
 
 mod kit;
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{fs, ops::RangeInclusive, path::Path, time::Duration};
 
 use kit::*;
 use model::*;
@@ -371,4 +371,139 @@ fn nothing_listed_is_deleted() {
             );
         }
     }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}
+
+/// What a kill right now would leave, started again: the rules hold, and what was stored is there.
+fn check_a_kill(dir: &Path, is_edge: bool, closed: &[SegmentInfo], shown: &str) {
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(dir, copy.path());
+    let cam = stream("cam");
+    for _ in 0..2 {
+        let (store, report) = Store::open(copy.path(), options(is_edge)).unwrap();
+        assert_eq!((report.missing_files, report.orphans_removed), (0, 0));
+        for info in closed {
+            assert_eq!(store.segment(&cam, info.number).unwrap(), Some(*info));
+            let bytes = store.read(&cam, info.number, 0..info.bytes).unwrap();
+            assert_eq!(SegmentHash::of(&bytes), info.hash);
+        }
+        let text = live_text(&store, &cam);
+        for number in listed(&text) {
+            assert!(store.open_file(&cam, n(number)).unwrap().is_some());
+        }
+        let first = |text: &str| tag(text, "#EXT-X-MEDIA-SEQUENCE:").unwrap_or(0);
+        assert!(first(&text) >= first(shown));
+        assert!(
+            listed(&text).starts_with(&listed(shown)),
+            "{shown} became {text}"
+        );
+        let next = store.floor(&cam).unwrap();
+        assert!(closed.iter().all(|info| info.number < next));
+        if is_edge && !closed.is_empty() {
+            let hour = fs::read_dir(copy.path().join("segments/cam"))
+                .unwrap()
+                .flatten();
+            let hour = hour
+                .map(|e| e.path())
+                .find(|p| p.to_string_lossy().contains("T0"));
+            let text = fs::read_to_string(hour.unwrap()).unwrap();
+            let here: Vec<u64> = store
+                .list(&cam, n(0), 100)
+                .unwrap()
+                .iter()
+                .map(|i| i.number.0)
+                .collect();
+            assert_eq!(listed(&text), here);
+        }
+    }
+}
+
+#[test]
+fn a_kill_at_any_step_loses_nothing_that_was_closed() {
+    for is_edge in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let cam = stream("cam");
+        let store = Store::open(dir.path(), options(is_edge)).unwrap().0;
+        let mut closed = Vec::new();
+        let kill = |closed: &[SegmentInfo]| {
+            check_a_kill(dir.path(), is_edge, closed, &live_text(&store, &cam))
+        };
+        store.register_stream(&cam, None).unwrap();
+        kill(&closed);
+        store.put_run(&cam, &run_info(1)).unwrap();
+        for number in 1..=4 {
+            if !is_edge {
+                store
+                    .announce(
+                        &cam,
+                        &[Announced {
+                            info: info_of(number, 1),
+                        }],
+                    )
+                    .unwrap();
+                kill(&closed);
+            }
+            let mut writer = store.open_segment(&cam, opening(number, 1)).unwrap();
+            kill(&closed);
+            let bytes = bytes_of(number);
+            let (head, tail) = bytes.split_at(bytes.len() / 2);
+            writer.append(head).unwrap();
+            kill(&closed);
+            writer.finish_part(SECOND, true).unwrap();
+            writer.append(tail).unwrap();
+            writer.finish_part(SECOND, false).unwrap();
+            kill(&closed);
+            closed.push(writer.close(SECOND + SECOND, None).unwrap());
+            kill(&closed);
+        }
+        store.end_stream(&cam, Some(n(4))).unwrap();
+        kill(&closed);
+    }
+}
+
+#[test]
+fn an_hour_list_ends_with_its_hour_and_is_repaired_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let hour = dir.path().join("segments/cam/2025-10-09T08.m3u8");
+    {
+        let store = edge(dir.path());
+        register(&store, &cam);
+        for number in 1..=3 {
+            record(&store, &cam, number, 1);
+        }
+    }
+    let whole = fs::read_to_string(&hour).unwrap();
+    assert_eq!(listed(&whole), [1, 2, 3]);
+    fs::write(&hour, &whole[..whole.len() - 9]).unwrap();
+    let store = edge(dir.path());
+    assert_eq!(fs::read_to_string(&hour).unwrap(), whole);
+    store.run_janitor(START).unwrap();
+    assert_eq!(
+        fs::read_to_string(&hour).unwrap(),
+        whole,
+        "the hour goes on"
+    );
+    for _ in 0..2 {
+        store.run_janitor(LATER).unwrap();
+        assert_eq!(
+            fs::read_to_string(&hour).unwrap(),
+            format!("{whole}#EXT-X-ENDLIST\n")
+        );
+    }
+    drop(store);
+    edge(dir.path());
+    assert!(fs::read_to_string(&hour).unwrap().ends_with("ENDLIST\n"));
 }

@@ -1,11 +1,12 @@
 //! The catalog: one SQLite file of what the store knows. Opening, migrating, transactions.
 //!
 //! Rows in, rows out: no segment file is touched here, nothing is decided. Writers go one by one through
-//! one connection; readers have another, so that a slow fsync never holds up a viewer. Other processes
+//! one connection; readers have others, so that neither a slow fsync nor a long look holds up a viewer. Other processes
 //! (`hub enroll` beside `hub serve`) open the same file.
 
 pub(crate) mod live;
 pub(crate) mod segments;
+pub(crate) mod spans;
 pub(crate) mod streams;
 
 use std::{
@@ -27,6 +28,9 @@ const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema.sql")];
 /// A subcommand beside a daemon waits this long for the other's commit.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Connections for reading: one long look (a recording of a day) and still one for everybody else.
+const READERS: usize = 3;
+
 /// Prepared statements kept per connection: all that this crate has.
 const STATEMENTS: usize = 96;
 
@@ -34,7 +38,7 @@ const STATEMENTS: usize = 96;
 pub(crate) struct Catalog {
     path: PathBuf,
     writer: Mutex<Connection>,
-    reader: Mutex<Connection>,
+    readers: [Mutex<Connection>; READERS],
 }
 
 /// Why a transaction was rolled back.
@@ -65,10 +69,11 @@ impl Catalog {
         };
         let writer = connect(&path).map_err(fault)?;
         migrate(&writer, &path)?;
-        let reader = connect(&path).map_err(fault)?;
+        let reader = || connect(&path).map(Mutex::new).map_err(fault);
+        let readers = [reader()?, reader()?, reader()?];
         Ok(Self {
             writer: Mutex::new(writer),
-            reader: Mutex::new(reader),
+            readers,
             path,
         })
     }
@@ -94,7 +99,13 @@ impl Catalog {
         &self,
         work: impl FnOnce(&Connection) -> std::result::Result<T, Fault>,
     ) -> Result<T> {
-        work(&lock(&self.reader)).map_err(|fault| self.error(fault))
+        let [first, ..] = &self.readers;
+        let idle = self
+            .readers
+            .iter()
+            .find_map(|reader| reader.try_lock().ok());
+        let connection = idle.unwrap_or_else(|| lock(first));
+        work(&connection).map_err(|fault| self.error(fault))
     }
 
     /// Changes whenever another process has committed.

@@ -1,4 +1,4 @@
-//! Rows of segments, tombstones and spans: the ledger.
+//! Rows of segments and tombstones: the ledger.
 
 use std::ops::RangeInclusive;
 
@@ -8,10 +8,8 @@ use model::{
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::spans;
 use crate::OpenSegment;
-
-/// Segments that follow one another within this are one recorded range.
-const SPAN_JOIN_MS: i64 = 2_000;
 
 /// What a segment's row says of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,12 +82,14 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
     })
 }
 
+/// `which`: everything of the statement after the table. Where a partial index serves, it is named: SQLite
+/// would rather walk the whole ledger by its key.
 fn collect(
     c: &Connection,
-    condition: &str,
+    which: &str,
     values: impl rusqlite::Params,
 ) -> rusqlite::Result<Vec<SegmentRow>> {
-    c.prepare_cached(&format!("SELECT {COLUMNS} FROM segment WHERE {condition}"))?
+    c.prepare_cached(&format!("SELECT {COLUMNS} FROM segment {which}"))?
         .query_map(values, from_row)?
         .collect()
 }
@@ -127,7 +127,7 @@ pub(crate) fn list_here(
 ) -> rusqlite::Result<Vec<SegmentRow>> {
     collect(
         c,
-        "stream = ?1 AND number >= ?2 AND state = 1 ORDER BY number LIMIT ?3",
+        "WHERE stream = ?1 AND number >= ?2 AND state = 1 ORDER BY number LIMIT ?3",
         params![stream, sql(from), limit as i64],
     )
 }
@@ -141,7 +141,7 @@ pub(crate) fn newest_here(
 ) -> rusqlite::Result<Vec<SegmentRow>> {
     let mut rows = collect(
         c,
-        "stream = ?1 AND number >= ?2 AND state = 1 ORDER BY number DESC LIMIT ?3",
+        "WHERE stream = ?1 AND number >= ?2 AND state = 1 ORDER BY number DESC LIMIT ?3",
         params![stream, sql(from), limit as i64],
     )?;
     rows.reverse();
@@ -158,7 +158,7 @@ pub(crate) fn here_between(
 ) -> rusqlite::Result<Vec<SegmentRow>> {
     let mut rows = collect(
         c,
-        "stream = ?1 AND wall_ms >= ?2 AND wall_ms < ?3 AND state = 1 ORDER BY wall_ms LIMIT ?4",
+        "WHERE stream = ?1 AND wall_ms >= ?2 AND wall_ms < ?3 AND state = 1 ORDER BY wall_ms LIMIT ?4",
         params![stream, from.0, to.0, limit as i64],
     )?;
     rows.sort_unstable_by_key(|row| row.info.number);
@@ -173,7 +173,7 @@ pub(crate) fn list_unshipped(
 ) -> rusqlite::Result<Vec<SegmentRow>> {
     collect(
         c,
-        "stream = ?1 AND number >= ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3",
+        "INDEXED BY segment_unshipped WHERE stream = ?1 AND number >= ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3",
         params![stream, sql(from), limit as i64],
     )
 }
@@ -181,15 +181,23 @@ pub(crate) fn list_unshipped(
 /// How many segments the hub has not settled, and their bytes.
 pub(crate) fn count_unshipped(c: &Connection, stream: i64) -> rusqlite::Result<(u64, u64)> {
     c.prepare_cached(
-        "SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM segment WHERE stream = ?1 AND state = 1 AND stored = 0",
+        "SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM segment INDEXED BY segment_unshipped
+         WHERE stream = ?1 AND state = 1 AND stored = 0",
     )?
     .query_row([stream], |row| {
-        Ok((row.get::<_, i64>(0)?.max(0) as u64, row.get::<_, i64>(1)?.max(0) as u64))
+        Ok((
+            row.get::<_, i64>(0)?.max(0) as u64,
+            row.get::<_, i64>(1)?.max(0) as u64,
+        ))
     })
 }
 
 pub(crate) fn list_not_here(c: &Connection, stream: i64) -> rusqlite::Result<Vec<SegmentRow>> {
-    collect(c, "stream = ?1 AND state <> 1 ORDER BY number", [stream])
+    collect(
+        c,
+        "INDEXED BY segment_not_here WHERE stream = ?1 AND state <> 1 ORDER BY number",
+        [stream],
+    )
 }
 
 /// A row *open*: false where the number is used already.
@@ -246,7 +254,7 @@ pub(crate) fn close(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite
         info.bytes as i64,
         info.hash.0.as_slice()
     ])?;
-    grow_span(c, stream, info)
+    spans::grow(c, stream, info)
 }
 
 /// The bytes failed their hash: the row waits to be filled again. How often that has happened.
@@ -283,10 +291,10 @@ pub(crate) fn bury(
     }
     for row in collect(
         c,
-        "stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 ORDER BY number",
+        "WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 ORDER BY number",
         params![stream, first, last],
     )? {
-        shrink_span(c, stream, &row.info)?;
+        spans::shrink(c, stream, &row.info)?;
     }
     c.prepare_cached("DELETE FROM segment WHERE stream = ?1 AND number BETWEEN ?2 AND ?3")?
         .execute(params![stream, first, last])?;
@@ -346,18 +354,27 @@ pub(crate) fn settled(
     stream: i64,
     within: &RangeInclusive<SegmentNumber>,
 ) -> rusqlite::Result<RangeSet> {
-    // Gaps-and-islands in SQL: one row for each unbroken range of numbers that are here.
-    let mut set: RangeSet = c
-        .prepare_cached(
-            "SELECT MIN(number), MAX(number) FROM
-               (SELECT number, number - ROW_NUMBER() OVER (ORDER BY number) AS island
-                FROM segment WHERE stream = ?1 AND state = 1 AND number BETWEEN ?2 AND ?3) GROUP BY island",
-        )?
-        .query_map(
-            params![stream, sql(*within.start()), sql(*within.end())],
-            |row| Ok(number(row.get(0)?)..=number(row.get(1)?)),
-        )?
-        .collect::<rusqlite::Result<_>>()?;
+    let mut set = RangeSet::new();
+    let mut statement = c.prepare_cached(
+        "SELECT number FROM segment WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 ORDER BY number",
+    )?;
+    let bounds = params![stream, sql(*within.start()), sql(*within.end())];
+    let mut island: Option<(SegmentNumber, SegmentNumber)> = None;
+    for here in statement.query_map(bounds, |row| Ok(number(row.get(0)?)))? {
+        let here = here?;
+        island = match island {
+            Some((first, last)) if last.next() == here => Some((first, here)),
+            ended => {
+                if let Some((first, last)) = ended {
+                    set.insert_range(first..=last);
+                }
+                Some((here, here))
+            }
+        };
+    }
+    if let Some((first, last)) = island {
+        set.insert_range(first..=last);
+    }
     for (range, _) in tombstones(c, stream)? {
         set.insert_range(range);
     }
@@ -373,7 +390,8 @@ pub(crate) fn set_stored(c: &Connection, stream: i64, settled: &RangeSet) -> rus
             unstore(c, stream, from, SegmentNumber(range.start().0 - 1))?;
         }
         c.prepare_cached(
-            "UPDATE segment SET stored = 1 WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 0",
+            "UPDATE segment INDEXED BY segment_unshipped SET stored = 1
+             WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 0",
         )?
         .execute(params![stream, sql(*range.start()), sql(*range.end())])?;
         from = range.end().next();
@@ -388,7 +406,8 @@ fn unstore(
     last: SegmentNumber,
 ) -> rusqlite::Result<()> {
     c.prepare_cached(
-        "UPDATE segment SET stored = 0 WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND stored = 1",
+        "UPDATE segment INDEXED BY segment_shipped SET stored = 0
+         WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 1",
     )?
     .execute(params![stream, sql(first), sql(last)])?;
     Ok(())
@@ -408,171 +427,12 @@ pub(crate) fn oldest(
     stored: bool,
     limit: usize,
 ) -> rusqlite::Result<Vec<SegmentRow>> {
-    // Two statements, so that each finds its partial index.
-    let condition = if stored {
-        "stream = ?1 AND number < ?2 AND state = 1 AND stored = 1 ORDER BY number LIMIT ?3"
+    let which = if stored {
+        "INDEXED BY segment_shipped WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 1 ORDER BY number LIMIT ?3"
     } else {
-        "stream = ?1 AND number < ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3"
+        "INDEXED BY segment_unshipped WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3"
     };
-    collect(c, condition, params![stream, sql(below), limit as i64])
-}
-
-// --- recorded ranges
-
-/// A recorded range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Span {
-    pub(crate) first: SegmentNumber,
-    pub(crate) last: SegmentNumber,
-    pub(crate) from: WallTime,
-    pub(crate) to: WallTime,
-    pub(crate) segments: u64,
-    pub(crate) bytes: u64,
-}
-
-fn span_from_row(row: &Row<'_>) -> rusqlite::Result<Span> {
-    Ok(Span {
-        first: number(row.get(0)?),
-        last: number(row.get(1)?),
-        from: WallTime(row.get(2)?),
-        to: WallTime(row.get(3)?),
-        segments: row.get::<_, i64>(4)?.max(0) as u64,
-        bytes: row.get::<_, i64>(5)?.max(0) as u64,
-    })
-}
-
-const SPAN: &str = "SELECT first, last, from_ms, to_ms, segments, bytes FROM span";
-
-/// Recorded ranges, newest first.
-pub(crate) fn spans(c: &Connection, stream: i64, limit: usize) -> rusqlite::Result<Vec<Span>> {
-    c.prepare_cached(&format!(
-        "{SPAN} WHERE stream = ?1 ORDER BY first DESC LIMIT ?2"
-    ))?
-    .query_map(params![stream, limit as i64], span_from_row)?
-    .collect()
-}
-
-/// First and last number, count and bytes of all that is here.
-pub(crate) fn totals(
-    c: &Connection,
-    stream: i64,
-) -> rusqlite::Result<(Option<SegmentNumber>, Option<SegmentNumber>, u64, u64)> {
-    c.prepare_cached(
-        "SELECT MIN(first), MAX(last), COALESCE(SUM(segments), 0), COALESCE(SUM(bytes), 0) FROM span WHERE stream = ?1",
-    )?
-    .query_row([stream], |row| {
-        Ok((
-            row.get::<_, Option<i64>>(0)?.map(number),
-            row.get::<_, Option<i64>>(1)?.map(number),
-            row.get::<_, i64>(2)?.max(0) as u64,
-            row.get::<_, i64>(3)?.max(0) as u64,
-        ))
-    })
-}
-
-fn put_span(c: &Connection, stream: i64, span: &Span) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO span VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
-        .execute(params![
-            stream,
-            sql(span.first),
-            sql(span.last),
-            span.from.0,
-            span.to.0,
-            span.segments as i64,
-            span.bytes as i64
-        ])?;
-    Ok(())
-}
-
-fn remove_span(c: &Connection, stream: i64, span: &Span) -> rusqlite::Result<()> {
-    c.prepare_cached("DELETE FROM span WHERE stream = ?1 AND first = ?2")?
-        .execute(params![stream, sql(span.first)])?;
-    Ok(())
-}
-
-fn span_at_or_below(
-    c: &Connection,
-    stream: i64,
-    n: SegmentNumber,
-) -> rusqlite::Result<Option<Span>> {
-    c.prepare_cached(&format!(
-        "{SPAN} WHERE stream = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1"
-    ))?
-    .query_row(params![stream, sql(n)], span_from_row)
-    .optional()
-}
-
-fn span_above(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<Option<Span>> {
-    c.prepare_cached(&format!(
-        "{SPAN} WHERE stream = ?1 AND first > ?2 ORDER BY first LIMIT 1"
-    ))?
-    .query_row(params![stream, sql(n)], span_from_row)
-    .optional()
-}
-
-fn grow_span(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
-    let mut new = Span {
-        first: info.number,
-        last: info.number,
-        from: info.wall_start,
-        to: info.wall_start.plus(info.duration),
-        segments: 1,
-        bytes: info.bytes,
-    };
-    let joins = |a: &Span, b: &Span| (b.from.0.saturating_sub(a.to.0)).abs() <= SPAN_JOIN_MS;
-    if let Some(below) = span_at_or_below(c, stream, info.number)? {
-        // A segment inside a range fills a hole of it; one after it may go on from its end.
-        if below.last > info.number || joins(&below, &new) {
-            remove_span(c, stream, &below)?;
-            new = merged(&below, &new);
-        }
-    }
-    if let Some(above) = span_above(c, stream, info.number)?
-        && joins(&new, &above)
-    {
-        remove_span(c, stream, &above)?;
-        new = merged(&new, &above);
-    }
-    put_span(c, stream, &new)
-}
-
-fn merged(a: &Span, b: &Span) -> Span {
-    Span {
-        first: a.first.min(b.first),
-        last: a.last.max(b.last),
-        from: a.from.min(b.from),
-        to: a.to.max(b.to),
-        segments: a.segments + b.segments,
-        bytes: a.bytes + b.bytes,
-    }
-}
-
-/// Takes a segment (still in its row) out of its range. A hole in the middle leaves the range in one piece:
-/// ranges are for the eye, the ledger knows each number.
-fn shrink_span(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
-    let Some(old) = span_at_or_below(c, stream, info.number)? else {
-        return Ok(());
-    };
-    remove_span(c, stream, &old)?;
-    let mut span = Span {
-        segments: old.segments.saturating_sub(1),
-        bytes: old.bytes.saturating_sub(info.bytes),
-        ..old
-    };
-    if span.segments == 0 {
-        return Ok(());
-    }
-    if info.number == old.first
-        && let Some(next) = next_after(c, stream, Some(info.number))?
-    {
-        span.first = next.info.number;
-        span.from = next.info.wall_start;
-    }
-    if info.number == old.last {
-        span.to = info.wall_start.max(span.from);
-        span.last = SegmentNumber(info.number.0.saturating_sub(1)).max(span.first);
-    }
-    put_span(c, stream, &span)
+    collect(c, which, params![stream, sql(below), limit as i64])
 }
 
 /// Rows of a range that are being written or wait to be resumed.
@@ -583,7 +443,7 @@ pub(crate) fn list_open(
 ) -> rusqlite::Result<Vec<SegmentRow>> {
     collect(
         c,
-        "stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 0 ORDER BY number",
+        "INDEXED BY segment_open WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 0 ORDER BY number",
         params![stream, sql(*within.start()), sql(*within.end())],
     )
 }
@@ -606,7 +466,7 @@ pub(crate) fn any_above(c: &Connection, stream: i64, n: SegmentNumber) -> rusqli
 pub(crate) fn next_not_here(c: &Connection, stream: i64) -> rusqlite::Result<Option<SegmentRow>> {
     Ok(collect(
         c,
-        "stream = ?1 AND state <> 1 ORDER BY number LIMIT 1",
+        "INDEXED BY segment_not_here WHERE stream = ?1 AND state <> 1 ORDER BY number LIMIT 1",
         [stream],
     )?
     .into_iter()
@@ -621,7 +481,7 @@ pub(crate) fn before(
 ) -> rusqlite::Result<Option<SegmentRow>> {
     Ok(collect(
         c,
-        "stream = ?1 AND number < ?2 AND state = 1 ORDER BY number DESC LIMIT 1",
+        "WHERE stream = ?1 AND number < ?2 AND state = 1 ORDER BY number DESC LIMIT 1",
         params![stream, sql(below)],
     )?
     .into_iter()

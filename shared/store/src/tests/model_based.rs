@@ -29,8 +29,15 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Media sequence, discontinuity sequence and segment URIs by sequence number.
-fn read_list(site: &Site) -> Option<(u64, u64, Vec<(u64, String)>)> {
+/// A live playlist, read as a player does.
+struct Read {
+    first: u64,
+    discontinuities: u64,
+    /// URIs by sequence number.
+    entries: Vec<(u64, String)>,
+}
+
+fn read_list(site: &Site) -> Option<Read> {
     let playlist = site.store().live_playlist(&gate()).unwrap()?;
     let text = String::from_utf8(playlist.text.to_vec()).unwrap();
     let number = |tag: &str| -> u64 {
@@ -42,11 +49,11 @@ fn read_list(site: &Site) -> Option<(u64, u64, Vec<(u64, String)>)> {
         .lines()
         .filter(|l| !l.starts_with('#'))
         .map(str::to_owned);
-    Some((
+    Some(Read {
         first,
-        number("#EXT-X-DISCONTINUITY-SEQUENCE:"),
-        (first..).zip(uris).collect(),
-    ))
+        discontinuities: number("#EXT-X-DISCONTINUITY-SEQUENCE:"),
+        entries: (first..).zip(uris).collect(),
+    })
 }
 
 proptest! {
@@ -100,7 +107,7 @@ proptest! {
             let told: BTreeSet<u64> = site.store().settled(&gate()).unwrap()
                 .iter().flat_map(|r| r.start().0..=r.end().0).collect();
             prop_assert_eq!(&told, &settled);
-            let Some((first, discontinuities, entries)) = read_list(&site) else { continue };
+            let Some(Read { first, discontinuities, entries }) = read_list(&site) else { continue };
             prop_assert!((first, discontinuities) >= last && discontinuities >= last.1);
             last = (first, discontinuities);
             let mut newest = 0;
