@@ -16,6 +16,7 @@ mod local_playlists;
 mod lock;
 mod recording;
 mod recover;
+mod replication;
 mod retention;
 mod store;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The store itself: opening, streams, reading, and what replication asks and tells.
+//! The store itself: opening, streams, reading, and the one path by which a live list changes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,15 +14,15 @@ use std::{
 use bytes::Bytes;
 use media::playlist::UriForm;
 use model::{
-    DeviceName, HoleReason, MAX_SEGMENT_BYTES, MediaDuration, RangeSet, RunInfo, SegmentHash,
-    SegmentInfo, SegmentNumber, StreamName, WallTime,
+    DeviceName, MAX_SEGMENT_BYTES, MediaDuration, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
+    StreamName, WallTime,
 };
 use rusqlite::Connection;
 use tokio::sync::watch;
 
 use crate::{
-    Announced, OpenSegment, OpenView, Playlist, RecoveryReport, SegmentWriter, StoreOptions,
-    StreamState, StreamSummary,
+    OpenSegment, OpenView, Playlist, RecoveryReport, SegmentWriter, StoreOptions, StreamState,
+    StreamSummary,
     catalog::{
         Catalog, Fault,
         segments::{self, SegmentRow, State},
@@ -288,10 +288,8 @@ impl Store {
     pub fn end_stream(&self, stream: &StreamName, last: Option<SegmentNumber>) -> Result<()> {
         self.change_live(stream, |c, row| {
             // Told again, late: the stream has gone on since.
-            let gone_on = match last {
-                Some(last) => segments::any_above(c, row.id, last)?,
-                None => segments::next_after(c, row.id, None)?.is_some(),
-            };
+            let above = last.map_or(SegmentNumber(0), SegmentNumber::next);
+            let gone_on = !segments::list_here(c, row.id, above, 1)?.is_empty();
             if !gone_on {
                 streams::tell_to_end(c, row.id, last)?;
             }
@@ -594,119 +592,5 @@ impl Store {
         for stream in known {
             self.forget_playlist(&stream);
         }
-    }
-}
-
-/// Replication.
-impl Store {
-    /// Ranges of numbers that can no longer change here: here, or tombstoned.
-    pub fn settled(&self, stream: &StreamName) -> Result<RangeSet> {
-        self.inner.catalog.read(|c| {
-            let row = streams::get(c, stream)?;
-            Ok(segments::settled(c, row.id, &ALL)?)
-        })
-    }
-
-    /// Hub: segments the edge has and will ship, in ascending order; known ones are stepped over.
-    pub fn announce(&self, stream: &StreamName, announced: &[Announced]) -> Result<()> {
-        self.inner.catalog.write(|c| {
-            let row = streams::get(c, stream)?;
-            for Announced { info } in announced {
-                let settled = segments::next_tombstone(
-                    c,
-                    row.id,
-                    info.number.0.checked_sub(1).map(SegmentNumber),
-                )?
-                .is_some_and(|range| range.contains(&info.number));
-                if !settled {
-                    segments::announce(c, row.id, info)?;
-                }
-            }
-            let highest = announced.iter().map(|a| a.info.number).max();
-            if let Some(highest) = highest {
-                streams::raise_floor(c, row.id, highest)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Numbers that will never be here, with the reason. What is here stays.
-    pub fn settle(
-        &self,
-        stream: &StreamName,
-        range: RangeInclusive<SegmentNumber>,
-        reason: HoleReason,
-    ) -> Result<()> {
-        let partials = self.change_live(stream, |c, row| {
-            let mut missing: RangeSet = [range.clone()].into_iter().collect();
-            for here in segments::settled(c, row.id, &range)?.iter() {
-                missing.remove_range(here);
-            }
-            let partials = segments::list_open(c, row.id, &range)?;
-            for range in missing.iter() {
-                segments::bury(c, row.id, &range, reason)?;
-                streams::raise_floor(c, row.id, *range.end())?;
-            }
-            Ok(partials)
-        })?;
-        for row in partials {
-            files::remove(&self.inner.layout.partial(stream, row.info.number))?;
-        }
-        Ok(())
-    }
-
-    /// The lowest number never used here for this stream.
-    pub fn floor(&self, stream: &StreamName) -> Result<SegmentNumber> {
-        Ok(self.inner.catalog.read(|c| streams::get(c, stream))?.floor)
-    }
-
-    /// Edge: replaces what is known of the hub: numbers in `settled` need no shipping, all others here do.
-    pub fn set_settled(&self, stream: &StreamName, settled: &RangeSet) -> Result<()> {
-        self.inner.catalog.write(|c| {
-            let row = streams::get(c, stream)?;
-            Ok(segments::set_stored(c, row.id, settled)?)
-        })?;
-        self.tick();
-        Ok(())
-    }
-
-    /// Edge: the hub said `Stored` (or settled) for one segment.
-    pub fn mark_stored(&self, stream: &StreamName, number: SegmentNumber) -> Result<()> {
-        self.inner.catalog.write(|c| {
-            let row = streams::get(c, stream)?;
-            Ok(segments::mark_stored(c, row.id, number)?)
-        })?;
-        self.tick();
-        Ok(())
-    }
-
-    /// Edge: closed segments the hub has not settled, from `from` on, ascending.
-    pub fn unshipped(
-        &self,
-        stream: &StreamName,
-        from: SegmentNumber,
-        limit: usize,
-    ) -> Result<Vec<SegmentInfo>> {
-        let rows = self.inner.catalog.read(|c| {
-            let row = streams::get(c, stream)?;
-            Ok(segments::list_unshipped(c, row.id, from, limit)?)
-        })?;
-        Ok(rows.into_iter().map(|row| row.info).collect())
-    }
-
-    /// Edge: number ranges that will never be shipped, with their reasons.
-    pub fn holes(
-        &self,
-        stream: &StreamName,
-    ) -> Result<Vec<(RangeInclusive<SegmentNumber>, HoleReason)>> {
-        let all = self.inner.catalog.read(|c| {
-            let row = streams::get(c, stream)?;
-            Ok(segments::tombstones(c, row.id)?)
-        })?;
-        // What expired here was stored on the hub before.
-        Ok(all
-            .into_iter()
-            .filter(|(_, reason)| *reason != HoleReason::Expired)
-            .collect())
     }
 }

@@ -96,6 +96,22 @@ fn an_end_told_late_does_not_end_what_came_after() {
 }
 
 #[test]
+fn an_operator_ends_a_stream_whose_edge_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let store = hub(dir.path());
+    register(&store, &cam);
+    record(&store, &cam, 1, 1);
+    drop(store.open_segment(&cam, opening(2, 1)).unwrap());
+    let never = Announced {
+        info: info_of(3, 1),
+    };
+    store.announce(&cam, &[never]).unwrap();
+    store.end_stream(&cam, Some(n(1))).unwrap();
+    assert!(live_text(&store, &cam).contains("ENDLIST"));
+}
+
+#[test]
 fn an_edge_goes_on_after_a_writer_was_lost() {
     let dir = tempfile::tempdir().unwrap();
     let cam = stream("cam");

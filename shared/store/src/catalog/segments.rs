@@ -456,12 +456,6 @@ pub(crate) fn any_here_from(c: &Connection, stream: i64, from: WallTime) -> rusq
     .query_row(params![stream, from.0], |row| row.get(0))
 }
 
-/// Whether a number above this one is known here.
-pub(crate) fn any_above(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<bool> {
-    c.prepare_cached("SELECT EXISTS (SELECT 1 FROM segment WHERE stream = ?1 AND number > ?2)")?
-        .query_row(params![stream, sql(n)], |row| row.get(0))
-}
-
 /// The lowest row that is not here.
 pub(crate) fn next_not_here(c: &Connection, stream: i64) -> rusqlite::Result<Option<SegmentRow>> {
     Ok(collect(
