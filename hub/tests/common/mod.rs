@@ -136,7 +136,12 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let status = self.child.wait();
+        if std::thread::panicking() {
+            // The reader's end of the pipe comes after the program's.
+            let log: Vec<_> = self.log.iter().collect();
+            eprintln!("hub serve: {status:?}; its last lines: {log:#?}");
+        }
     }
 }
 
