@@ -3,42 +3,17 @@
 //! Nothing is counted here. Names are `penstock_` and the word used everywhere else; the streams that are
 //! labels are names that the operator gave.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
-use axum::{
-    Router,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
 use link::uplink::{LinkState, UplinkStatus};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
+    encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::{Registry, Unit},
 };
 use store::Store;
-use tokio::{sync::watch, task::spawn_blocking};
-
-/// `/metrics` alone, to be merged into the local HTTP where only this machine reaches it.
-pub(crate) fn router(registry: Arc<Registry>) -> Router {
-    Router::new().route("/metrics", get(move || answer(registry.clone())))
-}
-
-async fn answer(registry: Arc<Registry>) -> Response {
-    let encoded = spawn_blocking(move || {
-        let mut out = String::new();
-        text::encode(&mut out, &registry).map(|()| out)
-    });
-    match encoded.await {
-        Ok(Ok(body)) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], body).into_response()
-        }
-        _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
-}
+use tokio::sync::watch;
 
 /// The registry of a running edge-node.
 pub(crate) fn registry(store: Store, link: watch::Receiver<UplinkStatus>) -> Registry {

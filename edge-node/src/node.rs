@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
+use axum::routing::any_service;
 use link::uplink::{self, LinkState, UplinkConfig, UplinkStatus};
 use program::{clock::wall_now, durable};
 use serve::{App, Role};
@@ -123,10 +124,11 @@ impl Node {
                 .with_context(|| format!("failed to listen on {address} (--http)"))?;
             let at = listener.local_addr()?;
             let app = Arc::new(app(&store, &link, &identity, settings));
-            let mut router = serve::public_router(app);
+            let mut router = serve::public_router(app.clone());
             if at.ip().is_loopback() {
-                let registry = metrics::registry(store.clone(), link.clone());
-                router = router.merge(metrics::router(Arc::new(registry)));
+                let registry = Arc::new(metrics::registry(store.clone(), link.clone()));
+                let metrics = serve::admin_router(app, registry);
+                router = router.route("/metrics", any_service(metrics));
             }
             tasks.spawn(serve::run(listener, router, stop.clone()));
             durable::write(&http_file, format!("{at}\n").as_bytes(), 0o644)

@@ -314,3 +314,196 @@ impl Recorder {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use media::access_unit::{AccessUnit, AudioInfo, Track, TrackFormat, TrackId};
+    use store::StoreOptions;
+
+    use super::*;
+
+    /// Ticks of an AAC frame at 48 kHz.
+    const FRAME: i64 = 1_920;
+
+    struct Site {
+        _dir: tempfile::TempDir,
+        store: Store,
+        numbers: Numbers,
+    }
+
+    impl Site {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let options = StoreOptions {
+                local_playlists: true,
+                ..StoreOptions::default()
+            };
+            let (store, _) = Store::open(dir.path(), options).unwrap();
+            let numbers = Numbers::open(dir.path()).unwrap();
+            Self {
+                _dir: dir,
+                store,
+                numbers,
+            }
+        }
+
+        fn recorder(&self) -> Recorder {
+            let config = RecorderConfig::new(gate());
+            Recorder::new(config, self.store.clone(), self.numbers.clone()).unwrap()
+        }
+
+        /// Number, run, wall start and duration in milliseconds of every segment.
+        fn segments(&self) -> Vec<(u64, u64, i64, i64)> {
+            let all = self.store.list(&gate(), SegmentNumber(0), 100).unwrap();
+            all.iter()
+                .map(|s| {
+                    let duration = s.duration.as_millis();
+                    (s.number.0, s.run.0, s.wall_start.0, duration)
+                })
+                .collect()
+        }
+    }
+
+    fn gate() -> StreamName {
+        "gate".parse().unwrap()
+    }
+
+    fn tracks() -> SourceEvent {
+        let info = AudioInfo {
+            sample_rate: 48_000,
+            channels: 2,
+            codec: "mp4a.40.2".to_owned(),
+        };
+        SourceEvent::Tracks(vec![Track {
+            id: TrackId(0),
+            format: TrackFormat::Aac { info },
+        }])
+    }
+
+    /// Sound from one second of the camera's clock to another.
+    fn sound(recorder: &mut Recorder, from_s: i64, to_s: i64) {
+        for i in from_s * 90_000 / FRAME..to_s * 90_000 / FRAME {
+            let at = MediaTime(i * FRAME);
+            let unit = AccessUnit {
+                track: TrackId(0),
+                pts: at,
+                dts: at,
+                key: true,
+                data: Bytes::from_static(&[0xff, 0xf1, 0x4c, 0x80, 0x01, 0x7f, 0xfc, 0, 0, 0, 0]),
+            };
+            recorder.take(SourceEvent::AccessUnit(unit)).unwrap();
+        }
+    }
+
+    #[test]
+    fn runs_follow_one_another_on_the_wall_clock() {
+        let site = Site::new();
+        let mut recorder = site.recorder();
+        // The first source has nothing in it: its time goes to the next.
+        recorder.set_wall_clock(WallClock::At(WallTime(1_000_000)));
+        recorder.set_wall_clock(WallClock::GoesOn);
+        recorder.take(tracks()).unwrap();
+        sound(&mut recorder, 100, 104);
+        recorder.take(SourceEvent::Discontinuity).unwrap();
+        sound(&mut recorder, 10, 12);
+        recorder.set_wall_clock(WallClock::At(WallTime(9_000_000)));
+        recorder.take(SourceEvent::Discontinuity).unwrap();
+        sound(&mut recorder, 50, 52);
+        recorder.finish().unwrap();
+
+        let segments = site.segments();
+        let runs: Vec<u64> = segments.iter().map(|s| s.1).collect();
+        assert_eq!(recorder.closed(), segments.len() as u64);
+        assert_eq!(
+            recorder.last_number(),
+            segments.last().map(|s| SegmentNumber(s.0))
+        );
+        // Numbers without a gap; a run's number is that of its first segment.
+        for (i, &(number, run, ..)) in segments.iter().enumerate() {
+            assert_eq!(number, i as u64);
+            assert!(run <= number && runs.contains(&run));
+        }
+        // Wall times without a gap, but for the run with a time of its own.
+        assert_eq!(segments[0].2, 1_000_000);
+        for pair in segments.windows(2) {
+            let (_, _, wall, duration) = pair[0];
+            let expected = if pair[1].2 == 9_000_000 {
+                9_000_000
+            } else {
+                wall + duration
+            };
+            assert!((pair[1].2 - expected).abs() <= 1, "{segments:?}");
+        }
+        let begins: Vec<i64> = segments
+            .iter()
+            .filter(|s| s.0 == s.1)
+            .map(|s| s.2)
+            .collect();
+        assert_eq!(begins.len(), 3, "{segments:?}");
+        assert_eq!(begins[2], 9_000_000);
+    }
+
+    #[test]
+    fn a_source_that_stays_in_the_run_keeps_its_clock() {
+        let site = Site::new();
+        let mut recorder = site.recorder();
+        recorder.set_wall_clock(WallClock::At(WallTime(1_000_000)));
+        recorder.take(tracks()).unwrap();
+        sound(&mut recorder, 0, 4);
+        recorder.set_wall_clock(WallClock::At(WallTime(77)));
+        sound(&mut recorder, 4, 8);
+        // Its time was for its beginning, not for a run within it.
+        recorder.take(SourceEvent::Discontinuity).unwrap();
+        sound(&mut recorder, 100, 102);
+        recorder.finish().unwrap();
+        assert!(
+            site.segments().iter().all(|s| s.2 >= 1_000_000),
+            "{:?}",
+            site.segments()
+        );
+    }
+
+    #[test]
+    fn what_comes_live_is_stamped_with_its_arrival() {
+        let site = Site::new();
+        let mut recorder = site.recorder();
+        recorder.set_wall_clock(WallClock::Arrival);
+        recorder.take(tracks()).unwrap();
+        sound(&mut recorder, 0, 6);
+        recorder.finish().unwrap();
+        let segments = site.segments();
+        assert!((wall_now().0 - segments[0].2).abs() < 10_000);
+        assert!(
+            (segments[1].2 - segments[0].2 - segments[0].3).abs() <= 1,
+            "{segments:?}"
+        );
+    }
+
+    #[test]
+    fn the_next_recorder_goes_on_with_number_and_target() {
+        let site = Site::new();
+        for round in 1..=3 {
+            let mut recorder = site.recorder();
+            recorder.take(tracks()).unwrap();
+            sound(&mut recorder, 0, 2);
+            recorder.finish().unwrap();
+            recorder.finish().unwrap();
+            assert_eq!(recorder.closed(), 1);
+            assert_eq!(recorder.last_number(), Some(SegmentNumber(round - 1)));
+        }
+        let list = site.store.live_playlist(&gate()).unwrap().unwrap();
+        assert_eq!(list.target_duration_s, 2);
+    }
+
+    #[test]
+    fn nothing_in_nothing_out() {
+        let site = Site::new();
+        let mut recorder = site.recorder();
+        recorder.take(tracks()).unwrap();
+        recorder.take(SourceEvent::Discontinuity).unwrap();
+        recorder.finish().unwrap();
+        assert_eq!((recorder.closed(), recorder.last_number()), (0, None));
+        assert!(site.store.stream(&gate()).unwrap().is_none());
+    }
+}

@@ -1,5 +1,7 @@
 //! The real program on the command line: what it refuses, how it says so, and its exit codes.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test's panic is its verdict
+
 use std::{
     path::Path,
     process::{Command, Stdio},

@@ -2,9 +2,12 @@
 //!
 //! Clips come from ffmpeg; where it is not installed there is nothing to push and the tests say so.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test's panic is its verdict
+
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     thread,
@@ -145,6 +148,15 @@ fn pictures(playlist: &Path) -> usize {
     text.lines()
         .find_map(|l| l.trim().trim_end_matches(',').parse().ok())
         .unwrap_or_else(|| panic!("ffprobe said {text:?}"))
+}
+
+fn http(address: &str, path: &str) -> String {
+    let mut socket = TcpStream::connect(address).unwrap();
+    write!(socket, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(" 200 OK\r\n"), "{answer}");
+    answer
 }
 
 #[test]
@@ -381,6 +393,13 @@ fn one_program_at_a_time_has_the_data_directory() {
     assert_eq!(status["running"], true, "{text}");
     assert_eq!(status["device"], "pole-7");
     assert_eq!(status["streams"], serde_json::json!([]));
+    let metrics = http(fs::read_to_string(&address).unwrap().trim(), "/metrics");
+    for name in [
+        "penstock_link_connected 0",
+        "penstock_link_datagrams_sent_total ",
+    ] {
+        assert!(metrics.contains(name), "{name}: {metrics}");
+    }
     let asked = Command::new("kill")
         .arg(running.id().to_string())
         .status()
