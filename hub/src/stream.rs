@@ -89,9 +89,7 @@ pub(crate) fn remove(store: &Store, name: &StreamName) -> Result<()> {
 /// Fails with the names that are known if `found` is false.
 fn known(store: &Store, name: &StreamName, found: bool) -> Result<()> {
     if !found {
-        return Err(
-            UnknownName::new("stream", name, store.streams()?.into_iter().map(|s| s.name)).into(),
-        );
+        return Err(UnknownName::new("stream", name, store.stream_names()?).into());
     }
     Ok(())
 }
