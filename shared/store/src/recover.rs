@@ -57,14 +57,8 @@ impl Store {
             .read(|c| Ok(segments::list_not_here(c, stream.id)?))?;
         for row in rows.iter().filter(|row| row.state == State::Open) {
             let number = row.info.number;
-            let (partial, whole) = (
-                self.inner().layout.partial(&stream.name, number),
-                self.inner().layout.segment(&stream.name, number),
-            );
-            if whole.exists() {
-                // Renamed, but its row was not committed: as if it had not been renamed.
-                fs::rename(&whole, &partial).at(&whole)?;
-            }
+            self.take_back(&stream.name, number)?;
+            let partial = self.inner().layout.partial(&stream.name, number);
             let empty = fs::metadata(&partial).map_or(true, |m| m.len() == 0);
             if empty {
                 self.abandon(&stream.name, number)?;
@@ -77,6 +71,15 @@ impl Store {
         Ok(())
     }
 
+    /// A file that was renamed, but whose row was not committed, is a partial again.
+    pub(crate) fn take_back(&self, stream: &StreamName, number: SegmentNumber) -> Result<()> {
+        let whole = self.inner().layout.segment(stream, number);
+        match fs::rename(&whole, self.inner().layout.partial(stream, number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at(&whole),
+            _ => Ok(()),
+        }
+    }
+
     /// Edge: closes what a writer that was lost (an error, a panic) left open, so that the list goes on.
     pub(crate) fn close_left_open(&self, stream: &StreamName) -> Result<()> {
         let rows = self.inner().catalog.read(|c| {
@@ -85,9 +88,25 @@ impl Store {
         })?;
         for row in rows {
             let number = row.info.number;
-            if !self.with_memory(stream, |memory| memory.open.contains_key(&number)) {
+            if !self.has_writer(stream, number) {
+                self.take_back(stream, number)?;
                 self.close_recovered(stream, &row)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Hub: an open row whose writer and bytes are gone (the disk refused them) is none: it may be opened again.
+    pub(crate) fn forget_left_open(
+        &self,
+        stream: &StreamName,
+        number: SegmentNumber,
+    ) -> Result<()> {
+        let open = self.row(stream, number)?;
+        let left =
+            open.is_some_and(|row| row.state == State::Open) && !self.has_writer(stream, number);
+        if left && !self.inner().layout.partial(stream, number).exists() {
+            self.abandon(stream, number)?;
         }
         Ok(())
     }

@@ -61,10 +61,17 @@ pub(crate) struct Inner {
     _lock: Option<Lock>,
 }
 
+/// A segment being written.
+pub(crate) struct Opened {
+    pub(crate) view: OpenView,
+    /// More than one while a device's new session takes over from its old one.
+    pub(crate) writers: usize,
+}
+
 /// What is known of a stream while the store is open.
 #[derive(Default)]
 pub(crate) struct Memory {
-    pub(crate) open: BTreeMap<SegmentNumber, OpenView>,
+    pub(crate) open: BTreeMap<SegmentNumber, Opened>,
     pub(crate) playlist: Option<Arc<Playlist>>,
     playlist_loaded: bool,
     pub(crate) last_write: Option<Instant>,
@@ -255,6 +262,11 @@ impl Store {
         })
     }
 
+    pub(crate) fn has_writer(&self, stream: &StreamName, number: SegmentNumber) -> bool {
+        self.look_at(stream, |memory| memory.open.contains_key(&number))
+            .unwrap_or(false)
+    }
+
     /// Whether segments are coming.
     pub(crate) fn is_written(&self, stream: &StreamName) -> bool {
         let written = self.look_at(stream, |memory| {
@@ -329,6 +341,8 @@ impl Store {
         self.inner.layout.make_folder(stream, open.number)?;
         if self.inner.options.local_playlists {
             self.close_left_open(stream)?;
+        } else {
+            self.forget_left_open(stream, open.number)?;
         }
         self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
@@ -351,7 +365,13 @@ impl Store {
             Ok(streams::raise_floor(c, row.id, open.number)?)
         })?;
         let path = self.inner.layout.partial(stream, open.number);
-        let file = File::create(&path).at(&path)?;
+        let file = match File::create(&path).at(&path) {
+            Ok(file) => file,
+            Err(error) => {
+                self.abandon(stream, open.number)?;
+                return Err(error);
+            }
+        };
         let writer = SegmentWriter::new(
             self.clone(),
             stream.clone(),
@@ -370,11 +390,19 @@ impl Store {
         stream: &StreamName,
         number: SegmentNumber,
     ) -> Result<Option<SegmentWriter>> {
+        // Asked before the row: a writer is gone only after its row has said *here*.
+        let has_writer = self.has_writer(stream, number);
         let row = self.row(stream, number)?;
-        let path = self.inner.layout.partial(stream, number);
-        let Some(row) = row.filter(|row| row.state == State::Open && path.exists()) else {
+        let Some(row) = row.filter(|row| row.state == State::Open) else {
             return Ok(None);
         };
+        if !has_writer {
+            self.take_back(stream, number)?;
+        }
+        let path = self.inner.layout.partial(stream, number);
+        if !path.exists() {
+            return Ok(None);
+        }
         let written = files::hash_file(&path)?;
         let file = File::options().append(true).open(&path).at(&path)?;
         Ok(Some(SegmentWriter::new(
@@ -489,7 +517,10 @@ impl Store {
     /// The newest segment being written, as far as it is readable.
     pub fn open_view(&self, stream: &StreamName) -> Result<Option<OpenView>> {
         let view = self.look_at(stream, |memory| {
-            memory.open.last_key_value().map(|(_, view)| view.clone())
+            memory
+                .open
+                .last_key_value()
+                .map(|(_, opened)| opened.view.clone())
         });
         Ok(view.flatten())
     }

@@ -20,6 +20,7 @@ use crate::{
     catalog::segments,
     error::{AtPath, Result, StoreError},
     files::{self, hash_of, sync_folder},
+    store::Opened,
 };
 
 /// A segment whose bytes failed their hash this often becomes a hole.
@@ -58,7 +59,17 @@ impl SegmentWriter {
         written: (blake3::Hasher, u64),
     ) -> Self {
         let (hasher, bytes) = written;
-        let writer = Self {
+        store.with_memory(&stream, |memory| {
+            let view = OpenView {
+                open,
+                bytes,
+                parts: Vec::new(),
+            };
+            let writers = memory.open.get(&open.number).map_or(0, |o| o.writers) + 1;
+            memory.open.insert(open.number, Opened { view, writers });
+            memory.last_write = Some(Instant::now());
+        });
+        Self {
             store,
             stream,
             open,
@@ -67,9 +78,7 @@ impl SegmentWriter {
             hasher,
             bytes,
             part_offset: bytes,
-        };
-        writer.publish(|view| view.bytes = bytes);
-        writer
+        }
     }
 
     pub fn stream(&self) -> &StreamName {
@@ -123,15 +132,16 @@ impl SegmentWriter {
     /// With `expected`, length and hash must agree: otherwise the partial is dropped and the error says so;
     /// the second time the segment becomes a hole (*corrupt*).
     pub fn close(
-        mut self,
+        self,
         duration: MediaDuration,
         expected: Option<(u64, SegmentHash)>,
     ) -> Result<SegmentInfo> {
         let hash = self.hash();
-        if expected.is_some_and(|expected| expected != (self.bytes, hash)) {
+        // Two sessions of a device may for a moment write one partial: then the file has more than we wrote.
+        let is_ours = self.file.metadata().at(&self.path)?.len() == self.bytes;
+        if !is_ours || expected.is_some_and(|expected| expected != (self.bytes, hash)) {
             return Err(self.refuse()?);
         }
-        self.file.flush().at(&self.path)?;
         self.file.sync_all().at(&self.path)?;
         let layout = &self.store.inner().layout;
         let path = layout.segment(&self.stream, self.open.number);
@@ -152,7 +162,7 @@ impl SegmentWriter {
     }
 
     /// The bytes are not those announced.
-    fn refuse(&mut self) -> Result<StoreError> {
+    fn refuse(&self) -> Result<StoreError> {
         let number = self.open.number;
         let failures = self.store.change_live(&self.stream, |c, row| {
             let failures = segments::fail(c, row.id, number)?;
@@ -185,12 +195,9 @@ impl SegmentWriter {
 
     fn publish(&self, change: impl FnOnce(&mut OpenView)) {
         self.store.with_memory(&self.stream, |memory| {
-            let view = memory.open.entry(self.open.number);
-            change(view.or_insert_with(|| OpenView {
-                open: self.open,
-                bytes: 0,
-                parts: Vec::new(),
-            }));
+            if let Some(opened) = memory.open.get_mut(&self.open.number) {
+                change(&mut opened.view);
+            }
             memory.last_write = Some(Instant::now());
         });
     }
@@ -199,8 +206,14 @@ impl SegmentWriter {
 impl Drop for SegmentWriter {
     fn drop(&mut self) {
         let number = self.open.number;
-        self.store
-            .with_memory(&self.stream, |memory| memory.open.remove(&number));
+        self.store.with_memory(&self.stream, |memory| {
+            if let Some(opened) = memory.open.get_mut(&number) {
+                opened.writers -= 1;
+                if opened.writers == 0 {
+                    memory.open.remove(&number);
+                }
+            }
+        });
         self.store.tick();
     }
 }

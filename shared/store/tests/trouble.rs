@@ -112,6 +112,54 @@ fn an_operator_ends_a_stream_whose_edge_is_gone() {
 }
 
 #[test]
+fn a_hub_whose_disk_refused_a_segment_takes_it_when_it_is_offered_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let store = hub(dir.path());
+    register(&store, &cam);
+    let folder = dir.path().join("segments/cam/0");
+    // Its row was committed, its file not made: something is in the way.
+    fs::create_dir_all(folder.join("1.part")).unwrap();
+    store.open_segment(&cam, opening(1, 1)).unwrap_err();
+    fs::remove_dir(folder.join("1.part")).unwrap_or_default();
+    assert!(store.resume_segment(&cam, n(1)).unwrap().is_none());
+    let mut writer = store.open_segment(&cam, opening(1, 1)).unwrap();
+    writer.append(&bytes_of(1)).unwrap();
+    drop(writer);
+    // Its file was renamed, its row not committed.
+    fs::rename(folder.join("1.part"), folder.join("1.ts")).unwrap();
+    let writer = store.resume_segment(&cam, n(1)).unwrap().unwrap();
+    let info = info_of(1, 1);
+    assert_eq!(writer.bytes(), info.bytes);
+    writer
+        .close(info.duration, Some((info.bytes, info.hash)))
+        .unwrap();
+    assert_eq!(store.segment(&cam, n(1)).unwrap(), Some(info));
+}
+
+#[test]
+fn two_writers_of_one_partial_are_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let cam = stream("cam");
+    let store = hub(dir.path());
+    register(&store, &cam);
+    let bytes = bytes_of(1);
+    let mut old = store.open_segment(&cam, opening(1, 1)).unwrap();
+    old.append(&bytes[..376]).unwrap();
+    let mut new = store.resume_segment(&cam, n(1)).unwrap().unwrap();
+    old.append(&bytes[376..564]).unwrap();
+    new.append(&bytes[376..]).unwrap();
+    drop(old);
+    let info = info_of(1, 1);
+    let error = new
+        .close(info.duration, Some((info.bytes, info.hash)))
+        .unwrap_err();
+    assert!(error.to_string().contains("once more"), "{error}");
+    assert!(store.segment(&cam, n(1)).unwrap().is_none());
+    assert_eq!(record(&store, &cam, 1, 1), info);
+}
+
+#[test]
 fn an_edge_goes_on_after_a_writer_was_lost() {
     let dir = tempfile::tempdir().unwrap();
     let cam = stream("cam");
