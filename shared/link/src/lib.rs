@@ -1,24 +1,20 @@
 //! The link over UDP: drives `link-proto` with tokio and replicates one store into another.
 //!
-//! Shells only: sockets, timers, random bytes, blocking reads and writes of the store. What to send and when
-//! is decided in `link-proto`.
+//! Shells only: sockets, timers, random bytes, blocking reads and writes of the store. What to send and
+//! when is decided in `link-proto`. Each end is a loop (`driver`) that never waits for a disk: an edge's
+//! store is read by one thread, at the hub each session has one of its own that writes.
 
 pub mod downlink;
 mod driver;
 pub mod enrol;
-mod intake;
 mod keys;
 mod resolve;
-mod shelf;
 mod socket;
 pub mod uplink;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use link_proto::{
-    EndpointCounters,
-    messages::{Hello, PROTOCOL_VERSION},
-};
+use link_proto::EndpointCounters;
 use model::WallTime;
 
 pub use keys::{EnrolUrl, EnrolUrlError, KeyPair};
@@ -26,47 +22,56 @@ pub use keys::{EnrolUrl, EnrolUrlError, KeyPair};
 /// Without any answer for this long, what can be the matter is said.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the link can't mend by itself.
+/// Why the link can't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The network's fault, or the operator's: see its text.
+    /// The network's or the operator's fault: a wrong key is met with silence.
     #[error(
         "no answer from {address}: unreachable, UDP blocked, or its key is not the one enrolled"
     )]
     NoAnswer { address: String },
-    /// The hub's operator decides.
+    /// The hub's word; its operator can change it.
     #[error("the hub refused: {reason}")]
     Refused { reason: String },
-    /// This machine's network or disk.
+    /// This machine's fault.
     #[error("{what}: {source}")]
     Io {
         what: String,
         source: std::io::Error,
     },
+    /// The hub's fault: authentic, but it makes no sense.
+    #[error("the hub broke the protocol: {0}")]
+    Protocol(#[from] link_proto::messages::ProtocolError),
+    /// The hub ended the session.
+    #[error("the hub closed the session")]
+    Closed,
+    /// A broken invariant of this program: the thread that does the disk's work has ended.
+    #[error("the disk thread has ended")]
+    DiskThread,
 }
 
 impl LinkError {
-    pub(crate) fn io(what: impl Into<String>, source: std::io::Error) -> Self {
-        Self::Io {
-            what: what.into(),
-            source,
-        }
+    fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
     }
 }
 
-/// What the link counted since the start; names are the metrics' names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What the link counted since the start; names are the metric names.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Counters {
     pub datagrams_sent: u64,
     pub datagrams_received: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
-    /// Malformed, forged, or for no session.
+    /// Malformed, forged, or for a session that is gone.
     pub datagrams_bad: u64,
     pub datagrams_replayed: u64,
     pub handshakes: u64,
     pub handshakes_refused: u64,
+    /// Edge: segments sent whole.
     pub segments_shipped: u64,
+    /// Segments that the hub has stored, as this end saw it.
     pub segments_stored: u64,
 }
 
@@ -89,19 +94,39 @@ impl Counters {
     }
 }
 
-/// The time by this machine's clock.
+/// The wall clock; the one place in this crate where it is read.
 fn wall_now() -> WallTime {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
+    let since_epoch = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    WallTime(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    WallTime(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// How this program greets a hub.
-fn hello() -> Hello {
-    Hello {
-        version: PROTOCOL_VERSION,
-        software: concat!("penstock ", env!("CARGO_PKG_VERSION")).to_owned(),
+/// How this program names itself to its peer.
+fn software() -> String {
+    concat!("penstock ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+/// Who this device is, as the first message says it.
+fn hello() -> link_proto::messages::Hello {
+    link_proto::messages::Hello {
+        version: link_proto::messages::PROTOCOL_VERSION,
+        software: software(),
         clock: wall_now(),
+    }
+}
+
+/// What this processor encrypts faster: AES only where it has the instructions.
+fn cipher() -> link_proto::Cipher {
+    #[cfg(target_arch = "x86_64")]
+    let aes = std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    let aes = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let aes = false;
+    if aes {
+        link_proto::Cipher::AesGcm
+    } else {
+        link_proto::Cipher::ChaChaPoly
     }
 }

@@ -2,7 +2,7 @@
 //! at most once a minute.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -32,12 +32,25 @@ impl ResolvePlan {
     }
 }
 
-/// The first address of `HOST:PORT`. The error says whether the name or its server failed.
-pub(crate) async fn resolve(address: &str) -> std::io::Result<SocketAddr> {
+/// The first address of `HOST:PORT`, of the family of `like` if there is one: a socket speaks one family. The
+/// error says whether the name or its server failed.
+pub(crate) async fn resolve(
+    address: &str,
+    like: Option<SocketAddr>,
+) -> std::io::Result<SocketAddr> {
     tokio::net::lookup_host(address)
         .await?
-        .next()
+        .find(|found| like.is_none_or(|like| like.is_ipv4() == found.is_ipv4()))
         .ok_or_else(|| std::io::Error::other("the name has no address"))
+}
+
+/// Any port of this machine, in the family of the peer.
+pub(crate) fn any_port_towards(peer: SocketAddr) -> SocketAddr {
+    if peer.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,678 @@
+//! What the hub does above its sessions: lets devices in, gives each a thread, carries answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use link_proto::{
+    Bye, Channel, Endpoint, Event, HubEndpoint, SessionId,
+    messages::{ToEdge, ToHub},
+};
+use model::{DeviceName, WallTime};
+use store::{Store, devices::Device};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    DownlinkStatus, SessionStatus,
+    admission::{self, Question, Verdict, disabled},
+    worker::{Done, Work, Worker},
+};
+use crate::{Counters, LinkError, driver::Application, wall_now};
+
+/// Devices are looked at again this often, so a change acts within 2 s; numbers are told as often.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A peer that has keys but does not say who it is, or does not confirm, is sent away after this.
+const STRANGER_TIME: Duration = Duration::from_secs(20);
+/// A refusal is heard within this, or not.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
+/// Answers that wait for a session's control channel from which on its messages are not paid back.
+const MAX_ANSWERS: usize = 256;
+/// What all threads have said and the loop has not taken.
+const INPUTS: usize = 1_024;
+/// `Bye` is repeated within this.
+const BYE_TIME: Duration = Duration::from_millis(200);
+/// A device's `last_seen` is written this often while it stays.
+const SEEN_INTERVAL: Duration = Duration::from_secs(60);
+
+pub(super) struct Downlink {
+    store: Store,
+    listening: SocketAddr,
+    status: watch::Sender<DownlinkStatus>,
+    shutdown: CancellationToken,
+    sessions: BTreeMap<SessionId, Session>,
+    /// Sessions with answers to send, and refused ones to close.
+    busy: BTreeSet<SessionId>,
+    /// Threads of devices whose session has ended.
+    retired: BTreeMap<DeviceName, JoinHandle<()>>,
+    questions: mpsc::Sender<Question>,
+    admission: JoinHandle<()>,
+    inputs: mpsc::Receiver<Input>,
+    input: mpsc::Sender<Input>,
+    check_at: Instant,
+    segments_stored: u64,
+    stop_at: Option<Instant>,
+    ended: bool,
+}
+
+struct Session {
+    peer_key: [u8; 32],
+    peer: SocketAddr,
+    since: WallTime,
+    seen_at: Instant,
+    /// Counts renewals of the channels: what was asked before is not answered after.
+    generation: u64,
+    state: State,
+    answers: VecDeque<ToEdge>,
+    /// Messages dealt with whose credit is given once the answers are on their way.
+    owed: Vec<(Channel, usize)>,
+}
+
+enum State {
+    /// Has not said who it is; `asked`: it has, and the catalog is looked at.
+    Stranger {
+        until: Instant,
+        asked: bool,
+    },
+    /// Its token is good; it stores its identity.
+    Enrolling {
+        until: Instant,
+        token: Bytes,
+    },
+    /// Has confirmed; it ends the session.
+    Enrolled {
+        until: Instant,
+    },
+    Member {
+        device: DeviceName,
+        worker: Worker,
+    },
+    /// Was told why it may not stay.
+    Leaving {
+        until: Instant,
+    },
+}
+
+pub(super) enum Input {
+    Done(Done),
+    Verdict(Verdict),
+    Shutdown,
+}
+
+impl From<Done> for Input {
+    fn from(done: Done) -> Self {
+        Self::Done(done)
+    }
+}
+
+impl From<Verdict> for Input {
+    fn from(verdict: Verdict) -> Self {
+        Self::Verdict(verdict)
+    }
+}
+
+impl Downlink {
+    pub(super) fn new(
+        store: &Store,
+        listening: SocketAddr,
+        status: watch::Sender<DownlinkStatus>,
+        shutdown: CancellationToken,
+        now: Instant,
+    ) -> Result<Self, LinkError> {
+        let (input, inputs) = mpsc::channel(INPUTS);
+        let (questions, admission) = admission::start(store.clone(), input.clone())
+            .map_err(LinkError::io("failed to start the admission thread"))?;
+        Ok(Self {
+            store: store.clone(),
+            listening,
+            status,
+            shutdown,
+            sessions: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            retired: BTreeMap::new(),
+            questions,
+            admission,
+            inputs,
+            input,
+            check_at: now,
+            segments_stored: 0,
+            stop_at: None,
+            ended: false,
+        })
+    }
+
+    /// Waits for the threads: a segment that is being closed is closed, and the store is let go of.
+    pub(super) async fn end(self) -> Result<(), LinkError> {
+        let Self {
+            retired,
+            sessions,
+            questions,
+            admission,
+            inputs,
+            ..
+        } = self;
+        drop((inputs, questions));
+        let members = sessions
+            .into_values()
+            .filter_map(|session| match session.state {
+                State::Member { worker, .. } => Some(worker.stop()),
+                _ => None,
+            });
+        let threads: Vec<_> = members
+            .chain(retired.into_values())
+            .chain([admission])
+            .collect();
+        tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a thread of the downlink had panicked");
+                }
+            }
+        })
+        .await
+        .map_err(|_| LinkError::DiskThread)
+    }
+
+    fn on_connected(&mut self, now: Instant, id: SessionId, peer_key: [u8; 32], peer: SocketAddr) {
+        let session = Session {
+            peer_key,
+            peer,
+            since: wall_now(),
+            seen_at: now,
+            generation: 0,
+            state: State::Stranger {
+                until: now + STRANGER_TIME,
+                asked: false,
+            },
+            answers: VecDeque::new(),
+            owed: Vec::new(),
+        };
+        self.sessions.insert(id, session);
+    }
+
+    fn on_message(
+        &mut self,
+        now: Instant,
+        endpoint: &mut HubEndpoint,
+        id: SessionId,
+        channel: Channel,
+        message: Bytes,
+    ) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let key = session.peer_key;
+        let question = match &mut session.state {
+            State::Member { worker, .. } => {
+                worker.give(Work::Message {
+                    generation: session.generation,
+                    channel,
+                    message,
+                });
+                return;
+            }
+            State::Leaving { .. } | State::Enrolled { .. } => return,
+            State::Stranger { asked, .. } => {
+                let question = match ToHub::decode(message) {
+                    Ok(Some(ToHub::Hello(hello))) => {
+                        tracing::debug!(session = %id, peer = %session.peer, software = hello.software, clock = %hello.clock, "hello");
+                        Question::Hello { session: id, key }
+                    }
+                    Ok(Some(ToHub::Enrol { hello, token })) => {
+                        tracing::debug!(session = %id, peer = %session.peer, software = hello.software, "wants to enrol");
+                        Question::Enrol {
+                            session: id,
+                            key,
+                            token,
+                        }
+                    }
+                    _ => return self.violation(now, endpoint, id, "it did not say who it is"),
+                };
+                if std::mem::replace(asked, true) {
+                    return self.violation(now, endpoint, id, "it said twice who it is");
+                }
+                question
+            }
+            State::Enrolling { token, .. } => match ToHub::decode(message) {
+                Ok(Some(ToHub::EnrolConfirm)) => Question::Confirm {
+                    session: id,
+                    key,
+                    token: token.clone(),
+                },
+                _ => return self.violation(now, endpoint, id, "it did not confirm"),
+            },
+        };
+        if self.questions.try_send(question).is_err() {
+            // Too many at once, or the thread is gone: the device comes back by itself.
+            tracing::warn!(session = %id, "too many devices at once");
+            self.close(now, endpoint, id, Bye::Shutdown);
+        }
+    }
+
+    fn on_verdict(&mut self, now: Instant, endpoint: &mut HubEndpoint, verdict: Verdict) {
+        match verdict {
+            Verdict::Known {
+                session,
+                device,
+                floors,
+            } => self.welcome(now, endpoint, session, device, floors),
+            Verdict::MayEnrol {
+                session: id,
+                device,
+                floors,
+                token,
+            } => {
+                let Some(session) = self.sessions.get_mut(&id) else {
+                    return;
+                };
+                session.state = State::Enrolling {
+                    until: now + STRANGER_TIME,
+                    token,
+                };
+                self.answer(id, welcome(device, floors));
+            }
+            Verdict::Enrolled {
+                session: id,
+                device,
+            } => {
+                let Some(session) = self.sessions.get_mut(&id) else {
+                    return;
+                };
+                tracing::info!(%device, peer = %session.peer, "device enrolled");
+                session.state = State::Enrolled {
+                    until: now + STRANGER_TIME,
+                };
+                self.answer(id, ToEdge::Enrolled);
+            }
+            Verdict::Refused { session, reason } => self.refuse(now, session, reason),
+            Verdict::Devices(devices) => self.check_devices(now, &devices),
+        }
+    }
+
+    fn welcome(
+        &mut self,
+        now: Instant,
+        endpoint: &mut HubEndpoint,
+        id: SessionId,
+        device: DeviceName,
+        floors: Vec<(model::StreamName, model::SegmentNumber)>,
+    ) {
+        if !self.sessions.contains_key(&id) {
+            return;
+        }
+        // Another key of the same device: enrolled anew, and the old one has not gone yet.
+        let older = self
+            .sessions
+            .iter()
+            .find_map(|(other, session)| match &session.state {
+                State::Member { device: name, .. } if *name == device => Some(*other),
+                _ => None,
+            });
+        if let Some(older) = older {
+            self.close(now, endpoint, older, Bye::Refused);
+        }
+        let before = self.retired.remove(&device);
+        let started = Worker::start(
+            self.store.clone(),
+            id,
+            device.clone(),
+            before,
+            self.input.clone(),
+        );
+        let worker = match started {
+            Ok(worker) => worker,
+            Err(error) => {
+                tracing::error!(%device, %error, "failed to start a session's thread");
+                return self.close(now, endpoint, id, Bye::Shutdown);
+            }
+        };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        tracing::info!(%device, peer = %session.peer, "device connected");
+        session.since = wall_now();
+        session.state = State::Member {
+            device: device.clone(),
+            worker,
+        };
+        endpoint.admit(id);
+        self.seen(now, id);
+        self.answer(id, welcome(device, floors));
+        self.check_at = now;
+    }
+
+    fn check_devices(&mut self, now: Instant, devices: &[Device]) {
+        let mut gone = Vec::new();
+        for (id, session) in &self.sessions {
+            let State::Member { device, worker } = &session.state else {
+                continue;
+            };
+            match devices.iter().find(|known| known.name == *device) {
+                Some(known) if known.key != Some(session.peer_key) => {
+                    gone.push((
+                        *id,
+                        format!("device {device} was enrolled with another key"),
+                    ));
+                }
+                Some(known) if !known.enabled => gone.push((*id, disabled(device))),
+                Some(_) => worker.give(Work::CheckOwner),
+                None => gone.push((*id, format!("device {device} was removed at the hub"))),
+            }
+        }
+        for (id, reason) in gone {
+            self.refuse(now, id, reason);
+        }
+    }
+
+    fn on_done(&mut self, now: Instant, endpoint: &mut HubEndpoint, done: Done) {
+        match done {
+            Done::Taken {
+                session: id,
+                generation,
+                channel,
+                bytes,
+                answers,
+            } => {
+                let Some(session) = self.sessions.get_mut(&id) else {
+                    return;
+                };
+                let stored = |answer: &&ToEdge| matches!(answer, ToEdge::Stored { .. });
+                self.segments_stored += answers.iter().filter(stored).count() as u64;
+                if generation != session.generation {
+                    return;
+                }
+                session.answers.extend(answers);
+                session.owed.push((channel, bytes));
+                self.busy.insert(id);
+            }
+            Done::Refused { session, answers } => {
+                for answer in answers {
+                    self.answer(session, answer);
+                }
+            }
+            Done::Violation { session, error } => {
+                self.violation(now, endpoint, session, &error.to_string());
+            }
+            Done::Failed { session } => self.close(now, endpoint, session, Bye::Shutdown),
+        }
+    }
+
+    fn answer(&mut self, id: SessionId, answer: ToEdge) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.answers.push_back(answer);
+            self.busy.insert(id);
+        }
+    }
+
+    /// Says why, then closes once that was heard.
+    fn refuse(&mut self, now: Instant, id: SessionId, reason: String) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        tracing::warn!(peer = %session.peer, %reason, "device refused");
+        session.answers.clear();
+        let leaving = State::Leaving {
+            until: now + REFUSAL_TIME,
+        };
+        let state = std::mem::replace(&mut session.state, leaving);
+        self.retire(state);
+        self.answer(id, ToEdge::Refused { reason });
+    }
+
+    fn violation(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId, what: &str) {
+        if let Some(session) = self.sessions.get(&id) {
+            tracing::warn!(peer = %session.peer, what, "a device broke the protocol");
+        }
+        self.close(now, endpoint, id, Bye::Violation);
+    }
+
+    fn close(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId, reason: Bye) {
+        endpoint.close(now, id, reason);
+        self.forget(id);
+    }
+
+    fn forget(&mut self, id: SessionId) {
+        self.busy.remove(&id);
+        if let Some(session) = self.sessions.remove(&id) {
+            self.retire(session.state);
+        }
+    }
+
+    fn retire(&mut self, state: State) {
+        if let State::Member { device, worker } = state {
+            tracing::info!(%device, "device gone");
+            self.retired.insert(device, worker.stop());
+        }
+    }
+
+    fn seen(&mut self, now: Instant, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        if let State::Member { device, .. } = &session.state {
+            session.seen_at = now;
+            // Told again in a minute where there is no room now.
+            let _ = self.questions.try_send(Question::Seen {
+                device: device.clone(),
+                address: session.peer.to_string(),
+            });
+        }
+    }
+
+    /// Sends what the control channels take, pays credit back, closes who was refused.
+    fn send(&mut self, now: Instant, endpoint: &mut HubEndpoint) {
+        let mut done = Vec::new();
+        let mut left = Vec::new();
+        for &id in &self.busy {
+            let Some(session) = self.sessions.get_mut(&id) else {
+                done.push(id);
+                continue;
+            };
+            while !session.answers.is_empty() && endpoint.send_budget(id, Channel::Control) > 0 {
+                let Some(answer) = session.answers.pop_front() else {
+                    break;
+                };
+                if let Err(error) = endpoint.send(now, id, Channel::Control, answer.encode()) {
+                    tracing::debug!(session = %id, %error, "failed to answer");
+                    break;
+                }
+            }
+            if session.answers.len() < MAX_ANSWERS {
+                for (channel, bytes) in session.owed.drain(..) {
+                    endpoint.consumed(id, channel, bytes);
+                }
+            }
+            match session.state {
+                State::Leaving { until } => {
+                    let heard = session.answers.is_empty()
+                        && endpoint
+                            .stats(id)
+                            .is_none_or(|stats| stats.outstanding_bytes == 0);
+                    if heard || until <= now {
+                        left.push(id);
+                    }
+                }
+                _ if session.answers.is_empty() => done.push(id),
+                _ => {}
+            }
+        }
+        for id in done {
+            self.busy.remove(&id);
+        }
+        for id in left {
+            self.close(now, endpoint, id, Bye::Refused);
+        }
+    }
+
+    /// Once a second: who may not be here any more, who was too slow, and the numbers.
+    fn check(&mut self, now: Instant, endpoint: &mut HubEndpoint) {
+        if now < self.check_at {
+            return;
+        }
+        self.check_at = now + CHECK_INTERVAL;
+        self.retired.retain(|_, thread| !thread.is_finished());
+        let mut slow = Vec::new();
+        let mut seen = Vec::new();
+        let mut members = false;
+        for (&id, session) in &self.sessions {
+            match session.state {
+                State::Stranger { until, .. }
+                | State::Enrolling { until, .. }
+                | State::Enrolled { until }
+                    if until <= now =>
+                {
+                    slow.push(id);
+                }
+                State::Member { .. } => {
+                    members = true;
+                    if session.seen_at + SEEN_INTERVAL <= now {
+                        seen.push(id);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for id in slow {
+            self.close(now, endpoint, id, Bye::Refused);
+        }
+        for id in seen {
+            self.seen(now, id);
+        }
+        if members {
+            // Asked again in a second where there is no room now.
+            let _ = self.questions.try_send(Question::Devices);
+        }
+        self.publish(endpoint);
+    }
+
+    fn publish(&self, endpoint: &HubEndpoint) {
+        let sessions = self.sessions.iter().filter_map(|(&id, session)| {
+            let State::Member { device, .. } = &session.state else {
+                return None;
+            };
+            let stats = endpoint.stats(id).unwrap_or_default();
+            Some(SessionStatus {
+                device: device.clone(),
+                peer: session.peer,
+                since: session.since,
+                rtt: stats.rtt,
+                loss: stats.loss,
+                bytes_received: stats.bytes_received,
+            })
+        });
+        let counters = Counters {
+            segments_stored: self.segments_stored,
+            ..Counters::of(endpoint.counters())
+        };
+        self.status.send_replace(DownlinkStatus {
+            listening: Some(self.listening),
+            sessions: sessions.collect(),
+            counters,
+        });
+    }
+}
+
+fn welcome(name: DeviceName, floors: Vec<(model::StreamName, model::SegmentNumber)>) -> ToEdge {
+    ToEdge::Welcome {
+        name,
+        hub_time: wall_now(),
+        floors,
+    }
+}
+
+impl Application<HubEndpoint> for Downlink {
+    type Input = Input;
+
+    async fn input(&mut self) -> Option<Input> {
+        tokio::select! {
+            () = self.shutdown.cancelled(), if self.stop_at.is_none() => Some(Input::Shutdown),
+            input = self.inputs.recv() => input,
+        }
+    }
+
+    fn try_input(&mut self) -> Option<Input> {
+        self.inputs.try_recv().ok()
+    }
+
+    fn handle_input(&mut self, now: Instant, endpoint: &mut HubEndpoint, input: Input) {
+        match input {
+            Input::Done(done) => self.on_done(now, endpoint, done),
+            Input::Verdict(verdict) => self.on_verdict(now, endpoint, verdict),
+            Input::Shutdown => {
+                let ids: Vec<_> = self.sessions.keys().copied().collect();
+                for id in ids {
+                    self.close(now, endpoint, id, Bye::Shutdown);
+                }
+                self.stop_at = Some(now + BYE_TIME);
+            }
+        }
+    }
+
+    fn handle_event(&mut self, now: Instant, endpoint: &mut HubEndpoint, event: Event) {
+        if self.stop_at.is_some() {
+            return;
+        }
+        match event {
+            Event::Connected {
+                session,
+                peer_key,
+                peer,
+            } => self.on_connected(now, session, peer_key, peer),
+            Event::Message {
+                session,
+                channel,
+                message,
+            } => self.on_message(now, endpoint, session, channel, message),
+            Event::ChannelsReset { session: id } => {
+                let Some(session) = self.sessions.get_mut(&id) else {
+                    return;
+                };
+                session.generation += 1;
+                session.owed.clear();
+                match &mut session.state {
+                    State::Member { worker, .. } => {
+                        session.answers.clear();
+                        worker.give(Work::Reset);
+                    }
+                    // What it said may be lost; it says it again.
+                    State::Stranger { asked, .. } => *asked = false,
+                    _ => {}
+                }
+            }
+            Event::PeerMoved { session, from, to } => {
+                tracing::info!(%session, %from, %to, "a device has another address");
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.peer = to;
+                }
+                self.seen(now, session);
+            }
+            Event::Closed { session, reason } => {
+                tracing::debug!(%session, ?reason, "session closed");
+                self.forget(session);
+                self.check_at = now;
+            }
+            Event::Writable { .. } | Event::Silent { .. } | Event::Unanswered { .. } => {}
+        }
+    }
+
+    fn pump(&mut self, now: Instant, endpoint: &mut HubEndpoint) {
+        self.send(now, endpoint);
+        self.check(now, endpoint);
+        self.ended |= self.stop_at.is_some_and(|at| at <= now);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        Some(
+            self.stop_at
+                .map_or(self.check_at, |at| at.min(self.check_at)),
+        )
+    }
+
+    fn finished(&self) -> bool {
+        self.ended
+    }
+}

@@ -1,0 +1,67 @@
+//! The hub's end: one UDP socket, many sessions, each writing into the same store.
+
+mod admission;
+mod app;
+mod worker;
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use link_proto::{HubConfig, HubEndpoint};
+use model::{DeviceName, WallTime};
+use store::Store;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Counters, KeyPair, LinkError, driver, keys::random_bytes, socket::UdpSocket};
+use app::Downlink;
+
+/// Where the hub listens and who it is.
+#[derive(Debug, Clone)]
+pub struct DownlinkConfig {
+    pub listen: SocketAddr,
+    pub key: KeyPair,
+}
+
+/// A device that is connected.
+#[derive(Debug, Clone)]
+pub struct SessionStatus {
+    pub device: DeviceName,
+    pub peer: SocketAddr,
+    pub since: WallTime,
+    pub rtt: Option<Duration>,
+    /// Share of this end's datagrams that did not arrive lately, 0 to 1.
+    pub loss: f32,
+    pub bytes_received: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct DownlinkStatus {
+    /// None until the socket is bound.
+    pub listening: Option<SocketAddr>,
+    pub sessions: Vec<SessionStatus>,
+    pub counters: Counters,
+}
+
+/// One UDP socket, many sessions; devices and tokens come from the store. Acts on a changed device within
+/// 2 s. Returns after `shutdown`, having said `Bye`.
+pub async fn run(
+    config: DownlinkConfig,
+    store: Store,
+    status: watch::Sender<DownlinkStatus>,
+    shutdown: CancellationToken,
+) -> Result<(), LinkError> {
+    let what = || format!("failed to listen on UDP {}", config.listen);
+    let socket = UdpSocket::bind(config.listen).map_err(LinkError::io(what()))?;
+    let listening = socket.local_addr().map_err(LinkError::io(what()))?;
+    status.send_modify(|status| status.listening = Some(listening));
+    let now = Instant::now();
+    let mut endpoint = HubEndpoint::new(HubConfig::new(config.key.secret), now, random_bytes());
+    let mut app = Downlink::new(&store, listening, status, shutdown, now)?;
+    driver::drive(&mut endpoint, &mut app, &socket)
+        .await
+        .map_err(LinkError::io("failed to read the UDP socket"))?;
+    app.end().await
+}

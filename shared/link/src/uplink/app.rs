@@ -1,0 +1,524 @@
+//! What an edge does above its session: greets the hub, then lets the sender replicate.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use link_proto::{
+    Bye, Channel, CloseReason, EdgeEndpoint, Endpoint, Event, SessionId,
+    messages::{ToEdge, ToHub},
+    replicate::sender::{Command, Sender},
+};
+use store::Store;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    LinkState, UplinkConfig, UplinkStatus,
+    disk::{self, Answer, Disk, Work},
+};
+use crate::{
+    Counters, LinkError,
+    driver::Application,
+    hello,
+    resolve::{ResolvePlan, resolve},
+    wall_now,
+};
+
+/// The list of streams is read at most this often: it costs some queries for each of them.
+const SCAN_INTERVAL: Duration = Duration::from_millis(250);
+/// Numbers of a running session are told this often.
+const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+/// At the end, what was said last is given this long to be acknowledged.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// `Bye` is said within this, or not.
+const BYE_TIME: Duration = Duration::from_millis(500);
+
+pub(super) struct Uplink {
+    config: UplinkConfig,
+    sender: Sender,
+    phase: Phase,
+    disk: Disk,
+    /// A command that the disk thread's queue had no room for.
+    waiting: Option<Command>,
+    scan: Scan,
+    changes: watch::Receiver<u64>,
+    /// Messages dealt with whose credit is given once the disk thread keeps up.
+    owed: Vec<(Channel, usize)>,
+    plan: ResolvePlan,
+    resolved: (
+        mpsc::Sender<std::io::Result<SocketAddr>>,
+        mpsc::Receiver<std::io::Result<SocketAddr>>,
+    ),
+    resolving: bool,
+    last_address: SocketAddr,
+    /// Since when the hub is waited for, while it has not answered.
+    unanswered_since: Option<Instant>,
+    status: watch::Sender<UplinkStatus>,
+    state: LinkState,
+    /// The state that the last welcome gave.
+    welcomed: Option<LinkState>,
+    floors: Vec<(model::StreamName, model::SegmentNumber)>,
+    left_out: Vec<model::StreamName>,
+    status_at: Instant,
+    shutdown: CancellationToken,
+    ending: Option<Ending>,
+    failed: Option<LinkError>,
+    ended: bool,
+}
+
+/// Where the session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Down,
+    /// `Hello` is said, `Welcome` has not come.
+    Greeting(SessionId),
+    Up(SessionId),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Ending {
+    LastWords { until: Instant },
+    Bye { until: Instant },
+}
+
+/// When to read the list of streams again.
+struct Scan {
+    wanted: bool,
+    not_before: Instant,
+}
+
+pub(super) enum Input {
+    Answer(Answer),
+    Changed,
+    Resolved(std::io::Result<SocketAddr>),
+    Shutdown,
+    DiskGone,
+}
+
+impl Uplink {
+    pub(super) fn new(
+        config: UplinkConfig,
+        hub: SocketAddr,
+        store: &Store,
+        status: watch::Sender<UplinkStatus>,
+        shutdown: CancellationToken,
+        now: Instant,
+    ) -> Result<Self, LinkError> {
+        let disk =
+            disk::start(store.clone()).map_err(LinkError::io("failed to start the disk thread"))?;
+        let mut plan = ResolvePlan::default();
+        plan.due(now, 0);
+        Ok(Self {
+            config,
+            sender: Sender::new(),
+            phase: Phase::Down,
+            disk,
+            waiting: None,
+            scan: Scan {
+                wanted: true,
+                not_before: now,
+            },
+            changes: store.changes(),
+            owed: Vec::new(),
+            plan,
+            resolved: mpsc::channel(1),
+            resolving: false,
+            last_address: hub,
+            unanswered_since: Some(now),
+            status,
+            state: LinkState::Connecting,
+            welcomed: None,
+            floors: Vec::new(),
+            left_out: Vec::new(),
+            status_at: now,
+            shutdown,
+            ending: None,
+            failed: None,
+            ended: false,
+        })
+    }
+
+    /// How it ended. The store is let go of then.
+    pub(super) async fn end(self) -> Result<(), LinkError> {
+        let Self { disk, failed, .. } = self;
+        let joined = tokio::task::spawn_blocking(|| disk.end()).await;
+        match (failed, joined) {
+            (Some(failed), _) => Err(failed),
+            (None, Ok(Ok(()))) => Ok(()),
+            (None, _) => Err(LinkError::DiskThread),
+        }
+    }
+
+    fn greet(&mut self, now: Instant, endpoint: &mut EdgeEndpoint, session: SessionId) {
+        self.phase = Phase::Greeting(session);
+        let hello = ToHub::Hello(hello()).encode();
+        if let Err(error) = endpoint.send(now, session, Channel::Control, hello) {
+            tracing::debug!(%error, "failed to greet the hub");
+        }
+    }
+
+    fn on_message(
+        &mut self,
+        now: Instant,
+        endpoint: &mut EdgeEndpoint,
+        session: SessionId,
+        message: ToEdge,
+    ) {
+        match (message, self.phase) {
+            (
+                ToEdge::Welcome {
+                    name,
+                    hub_time,
+                    floors,
+                },
+                Phase::Greeting(greeted),
+            ) if greeted == session => {
+                let ahead_ms = wall_now().0.saturating_sub(hub_time.0);
+                tracing::info!(device = %name, ahead_ms, "welcome at the hub");
+                self.phase = Phase::Up(session);
+                self.unanswered_since = None;
+                self.floors = floors;
+                self.sender.connected();
+                let connected = LinkState::Connected {
+                    device: name,
+                    since: wall_now(),
+                };
+                self.welcomed = Some(connected.clone());
+                self.set_state(now, connected);
+            }
+            (ToEdge::Refused { reason }, _) => {
+                self.leave();
+                self.unanswered_since = None;
+                self.set_state(now, LinkState::Refused { reason });
+            }
+            (message, Phase::Up(up)) if up == session => {
+                if let ToEdge::Hole {
+                    stream,
+                    number,
+                    reason,
+                } = &message
+                {
+                    tracing::warn!(%stream, number = number.0, reason = reason.as_str(), "the hub has given a segment up");
+                }
+                if let ToEdge::StreamRefused { stream, reason } = &message {
+                    tracing::warn!(%stream, %reason, "the hub refuses a stream");
+                }
+                if let Err(error) = self.sender.handle_message(now, message) {
+                    self.violation(now, endpoint, session, &error);
+                }
+            }
+            (message, _) => tracing::debug!(?message, "came before the hub's welcome"),
+        }
+    }
+
+    fn violation(
+        &mut self,
+        now: Instant,
+        endpoint: &mut EdgeEndpoint,
+        session: SessionId,
+        error: &dyn std::error::Error,
+    ) {
+        tracing::warn!(%error, "the hub broke the protocol");
+        endpoint.close(now, session, Bye::Violation);
+        self.leave();
+        self.lost(now);
+    }
+
+    /// The session is over for the sender.
+    fn leave(&mut self) {
+        self.phase = Phase::Down;
+        self.owed.clear();
+        self.sender.disconnected();
+    }
+
+    fn lost(&mut self, now: Instant) {
+        self.unanswered_since.get_or_insert(now);
+        if matches!(self.state, LinkState::Connected { .. }) {
+            self.set_state(now, LinkState::Connecting);
+        }
+    }
+
+    fn set_state(&mut self, now: Instant, state: LinkState) {
+        self.state = state;
+        self.status_at = now;
+    }
+
+    /// Asks for the hub's name again when it is time.
+    fn resolve_again(&mut self, now: Instant, attempts: u32) {
+        if self.resolving || !self.plan.due(now, attempts) {
+            return;
+        }
+        self.resolving = true;
+        let (address, like) = (self.config.hub_address.clone(), self.last_address);
+        let answer = self.resolved.0.clone();
+        tokio::spawn(async move {
+            // Nobody listens any more where the uplink has ended.
+            let _ = answer.send(resolve(&address, Some(like)).await).await;
+        });
+    }
+
+    /// Gives the disk thread what it has room for.
+    fn hand_out_work(&mut self, now: Instant) {
+        if self.scan.wanted && now >= self.scan.not_before {
+            self.scan = Scan {
+                wanted: self.disk.work.try_send(Work::Streams).is_err(),
+                not_before: now + SCAN_INTERVAL,
+            };
+        }
+        loop {
+            let Some(command) = self.waiting.take().or_else(|| self.sender.poll_command()) else {
+                return;
+            };
+            if let Err(mpsc::error::TrySendError::Full(Work::Do(command))) =
+                self.disk.work.try_send(Work::Do(command))
+            {
+                self.waiting = Some(command);
+                return;
+            }
+        }
+    }
+
+    fn send(&mut self, now: Instant, endpoint: &mut EdgeEndpoint) {
+        let Phase::Up(session) = self.phase else {
+            return;
+        };
+        for channel in Channel::ALL {
+            while endpoint.send_budget(session, channel) > 0 {
+                let Some(message) = self.sender.poll_message(channel) else {
+                    break;
+                };
+                if let Err(error) = endpoint.send(now, session, channel, message.encode()) {
+                    // Its `Closed` event is on its way, and with it a new beginning.
+                    tracing::debug!(%error, "failed to send a message");
+                    return;
+                }
+            }
+        }
+        if !self.sender.is_backed_up() {
+            for (channel, bytes) in self.owed.drain(..) {
+                endpoint.consumed(session, channel, bytes);
+            }
+        }
+    }
+
+    fn publish(&mut self, now: Instant, endpoint: &EdgeEndpoint) {
+        if now < self.status_at {
+            return;
+        }
+        self.status_at = now + STATUS_INTERVAL;
+        let stats = endpoint.session().and_then(|id| endpoint.stats(id));
+        let stats = stats.unwrap_or_default();
+        let progress = self.sender.progress();
+        let refused = self
+            .sender
+            .refused()
+            .map(|(stream, reason)| (stream.clone(), reason.to_owned()));
+        let too_many = self.left_out.iter().map(|stream| {
+            let reason = "a device ships at most 256 streams".to_owned();
+            (stream.clone(), reason)
+        });
+        let status = UplinkStatus {
+            state: self.state.clone(),
+            refused_streams: refused.chain(too_many).collect(),
+            floors: self.floors.clone(),
+            rtt: stats.rtt,
+            rate_bps: stats.rate_bps,
+            loss: stats.loss,
+            counters: Counters {
+                segments_shipped: progress.segments_shipped,
+                segments_stored: progress.segments_stored,
+                ..Counters::of(endpoint.counters())
+            },
+        };
+        self.status.send_if_modified(|shown| {
+            let changed = *shown != status;
+            *shown = status;
+            changed
+        });
+    }
+
+    /// Last words, `Bye`, end.
+    fn end_if_due(&mut self, now: Instant, endpoint: &mut EdgeEndpoint) {
+        match self.ending {
+            None => {}
+            Some(Ending::LastWords { until }) => {
+                let stats = endpoint.session().and_then(|id| endpoint.stats(id));
+                let heard = stats.is_none_or(|stats| stats.outstanding_bytes == 0 || stats.silent);
+                if heard || until <= now {
+                    let done = self.sender.is_done();
+                    self.leave();
+                    endpoint.shutdown(now, if done { Bye::Done } else { Bye::Shutdown });
+                    let until = now + BYE_TIME;
+                    self.ending = Some(Ending::Bye { until });
+                }
+            }
+            Some(Ending::Bye { until }) => self.ended |= until <= now || endpoint.is_finished(),
+        }
+    }
+
+    fn unreachable_at(&self) -> Option<Instant> {
+        let waits = matches!(
+            self.state,
+            LinkState::Connecting | LinkState::Refused { .. }
+        );
+        let since = self.unanswered_since.filter(|_| waits)?;
+        Some(since + self.config.answer_timeout)
+    }
+}
+
+impl Ending {
+    fn until(self) -> Instant {
+        match self {
+            Self::LastWords { until } | Self::Bye { until } => until,
+        }
+    }
+}
+
+impl Application<EdgeEndpoint> for Uplink {
+    type Input = Input;
+
+    async fn input(&mut self) -> Option<Input> {
+        tokio::select! {
+            () = self.shutdown.cancelled(), if self.ending.is_none() => Some(Input::Shutdown),
+            answer = self.disk.answers.recv() => Some(answer.map_or(Input::DiskGone, Input::Answer)),
+            Some(address) = self.resolved.1.recv() => Some(Input::Resolved(address)),
+            // The store's end of it lives as long as the disk thread.
+            Ok(()) = self.changes.changed() => Some(Input::Changed),
+        }
+    }
+
+    fn try_input(&mut self) -> Option<Input> {
+        self.disk.answers.try_recv().ok().map(Input::Answer)
+    }
+
+    fn handle_input(&mut self, now: Instant, endpoint: &mut EdgeEndpoint, input: Input) {
+        match input {
+            Input::Answer(answer) => {
+                let scanned = matches!(answer, Answer::Streams(_));
+                let left_out = answer.give(now, &mut self.sender);
+                if scanned {
+                    self.left_out = left_out;
+                }
+            }
+            Input::Changed => {
+                self.sender.changed();
+                self.scan.wanted = true;
+            }
+            Input::Resolved(address) => {
+                self.resolving = false;
+                match address {
+                    Ok(address) => {
+                        if address != self.last_address {
+                            tracing::info!(from = %self.last_address, to = %address, "the hub has another address");
+                        }
+                        self.last_address = address;
+                        endpoint.set_hub_address(now, address);
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, hub = self.config.hub_address, "failed to resolve");
+                    }
+                }
+            }
+            Input::Shutdown => {
+                let until = now + LAST_WORDS;
+                self.ending = Some(Ending::LastWords { until });
+            }
+            Input::DiskGone => {
+                self.failed = Some(LinkError::DiskThread);
+                self.ended = true;
+            }
+        }
+    }
+
+    fn handle_event(&mut self, now: Instant, endpoint: &mut EdgeEndpoint, event: Event) {
+        match event {
+            Event::Connected { session, .. } => self.greet(now, endpoint, session),
+            Event::Message {
+                session,
+                channel,
+                message,
+            } => {
+                self.owed.push((channel, message.len()));
+                match ToEdge::decode(message) {
+                    Ok(Some(message)) => self.on_message(now, endpoint, session, message),
+                    Ok(None) => tracing::debug!("a message of a later version"),
+                    Err(error) => self.violation(now, endpoint, session, &error),
+                }
+            }
+            Event::Silent { .. } => self.lost(now),
+            Event::ChannelsReset { session } => {
+                self.owed.clear();
+                match self.phase {
+                    Phase::Up(_) => {
+                        self.unanswered_since = None;
+                        self.sender.connected();
+                        if let Some(connected) = self.welcomed.clone() {
+                            self.set_state(now, connected);
+                        }
+                    }
+                    _ => self.greet(now, endpoint, session),
+                }
+            }
+            Event::Unanswered { attempts } => {
+                self.unanswered_since.get_or_insert(now);
+                self.resolve_again(now, attempts);
+            }
+            Event::Closed { reason, .. } => {
+                tracing::info!(?reason, "the session has ended");
+                self.leave();
+                match (reason, &self.state) {
+                    // Told with its reason already; the next attempt comes much later.
+                    (CloseReason::Peer(Bye::Refused), LinkState::Refused { .. }) => {}
+                    (CloseReason::Peer(Bye::Refused), _) => {
+                        let reason = "this device is not welcome any more".to_owned();
+                        self.set_state(now, LinkState::Refused { reason });
+                    }
+                    _ => self.lost(now),
+                }
+            }
+            Event::PeerMoved { from, to, .. } => {
+                tracing::info!(%from, %to, "the hub answers from another address");
+            }
+            Event::Writable { .. } => {}
+        }
+    }
+
+    fn pump(&mut self, now: Instant, endpoint: &mut EdgeEndpoint) {
+        if self.sender.poll_timeout().is_some_and(|at| at <= now) {
+            self.sender.handle_timeout(now);
+        }
+        if self.unreachable_at().is_some_and(|at| at <= now) {
+            let why = LinkError::NoAnswer {
+                address: self.config.hub_address.clone(),
+            };
+            let why = why.to_string();
+            self.set_state(now, LinkState::Unreachable { why });
+        }
+        self.hand_out_work(now);
+        self.send(now, endpoint);
+        // What was sent makes room for reading ahead.
+        self.hand_out_work(now);
+        self.publish(now, endpoint);
+        self.end_if_due(now, endpoint);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let scan = self.scan.wanted.then_some(self.scan.not_before);
+        [
+            self.sender.poll_timeout(),
+            self.unreachable_at(),
+            scan,
+            Some(self.status_at),
+            self.ending.map(Ending::until),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn finished(&self) -> bool {
+        self.ended
+    }
+}

@@ -1,0 +1,270 @@
+//! The thread that reads the edge's store: carries out the sender's commands, one after the other.
+
+use std::{io, thread, time::Instant};
+
+use bytes::Bytes;
+use link_proto::{
+    messages::MAX_ANNOUNCED,
+    replicate::{
+        MAX_STREAMS,
+        sender::{Command, LOOK_LIMIT, Looked, OpenFacts, READ_BYTES, Sender},
+    },
+};
+use model::{RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
+use store::{Store, StoreError};
+use tokio::sync::mpsc;
+
+/// Commands given to the thread that it has not begun, and answers not taken: reads are bounded by the
+/// sender's own limit of bytes, the rest is small.
+const QUEUE: usize = 64;
+
+/// Work for the thread.
+#[derive(Debug)]
+pub(super) enum Work {
+    Do(Command),
+    /// Which streams there are.
+    Streams,
+}
+
+/// An answer for the sender.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Looked {
+        ticket: u64,
+        stream: StreamName,
+        looked: Option<Looked>,
+    },
+    Listed {
+        ticket: u64,
+        stream: StreamName,
+        listed: Option<(Vec<SegmentInfo>, Vec<RunInfo>)>,
+    },
+    Hashed {
+        ticket: u64,
+        hash: Option<SegmentHash>,
+    },
+    Read {
+        ticket: u64,
+        from: u64,
+        bytes: Option<Bytes>,
+    },
+    /// In the order in which they matter.
+    Streams(Vec<StreamName>),
+}
+
+impl Answer {
+    /// Hands it to the sender; streams that are left out come back.
+    pub(super) fn give(self, now: Instant, sender: &mut Sender) -> Vec<StreamName> {
+        match self {
+            Self::Looked {
+                ticket,
+                stream,
+                looked,
+            } => sender.handle_looked(now, ticket, &stream, looked),
+            Self::Listed {
+                ticket,
+                stream,
+                listed,
+            } => sender.handle_listed(now, ticket, &stream, listed),
+            Self::Hashed { ticket, hash } => sender.handle_hashed(ticket, hash),
+            Self::Read {
+                ticket,
+                from,
+                bytes,
+            } => sender.handle_read(now, ticket, from, bytes),
+            Self::Streams(names) => return sender.set_streams(names),
+        }
+        Vec::new()
+    }
+}
+
+/// The thread's ends.
+pub(super) struct Disk {
+    pub(super) work: mpsc::Sender<Work>,
+    pub(super) answers: mpsc::Receiver<Answer>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Disk {
+    /// Ends the thread; what waits is dropped. It has let go of the store when this returns.
+    pub(super) fn end(self) -> thread::Result<()> {
+        let Self {
+            work,
+            answers,
+            thread,
+        } = self;
+        drop((work, answers));
+        thread.join()
+    }
+}
+
+/// Starts the thread.
+pub(super) fn start(store: Store) -> io::Result<Disk> {
+    let (work, mut to_do) = mpsc::channel(QUEUE);
+    let (done, answers) = mpsc::channel(QUEUE);
+    let thread = thread::Builder::new()
+        .name("uplink-disk".to_owned())
+        .spawn(move || {
+            while let Some(work) = to_do.blocking_recv() {
+                if let Some(answer) = carry_out(&store, work)
+                    && done.blocking_send(answer).is_err()
+                {
+                    return;
+                }
+            }
+        })?;
+    Ok(Disk {
+        work,
+        answers,
+        thread,
+    })
+}
+
+fn carry_out(store: &Store, work: Work) -> Option<Answer> {
+    Some(match work {
+        Work::Streams => Answer::Streams(logged("list", None, streams(store))?),
+        Work::Do(Command::Look { ticket, stream }) => Answer::Looked {
+            ticket,
+            looked: logged("look at", Some(&stream), look(store, &stream)),
+            stream,
+        },
+        Work::Do(Command::List {
+            ticket,
+            stream,
+            from,
+        }) => Answer::Listed {
+            ticket,
+            listed: logged("list", Some(&stream), list(store, &stream, from)),
+            stream,
+        },
+        Work::Do(Command::Hash {
+            ticket,
+            stream,
+            number,
+            length,
+        }) => Answer::Hashed {
+            ticket,
+            hash: logged("hash", Some(&stream), hash(store, &stream, number, length)).flatten(),
+        },
+        Work::Do(Command::Read {
+            ticket,
+            stream,
+            number,
+            range,
+        }) => Answer::Read {
+            ticket,
+            from: range.start,
+            bytes: logged("read", Some(&stream), store.read(&stream, number, range)),
+        },
+        Work::Do(Command::SetSettled { stream, settled }) => {
+            logged("mark", Some(&stream), store.set_settled(&stream, &settled))?;
+            return None;
+        }
+        Work::Do(Command::MarkStored { stream, number }) => {
+            logged("mark", Some(&stream), store.mark_stored(&stream, number))?;
+            return None;
+        }
+        Work::Do(Command::MarkEnded { stream }) => {
+            logged("mark", Some(&stream), store.mark_ended_on_hub(&stream))?;
+            return None;
+        }
+    })
+}
+
+fn logged<T>(what: &str, stream: Option<&StreamName>, result: Result<T, StoreError>) -> Option<T> {
+    result
+        .inspect_err(|error| match stream {
+            Some(stream) => {
+                tracing::warn!(%stream, %error, "failed to {what} what is to be shipped")
+            }
+            None => tracing::warn!(%error, "failed to {what} the streams"),
+        })
+        .ok()
+}
+
+/// Where there are too many, those with something to ship come first.
+fn streams(store: &Store) -> Result<Vec<StreamName>, StoreError> {
+    let names = store.stream_names()?;
+    if names.len() <= MAX_STREAMS {
+        return Ok(names);
+    }
+    let mut streams = store.streams()?;
+    let idle = |s: &store::StreamSummary| s.unshipped == 0 && s.state != store::StreamState::Live;
+    streams.sort_by_key(idle);
+    Ok(streams.into_iter().map(|stream| stream.name).collect())
+}
+
+fn look(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
+    // In this order a segment that closes, or an end that is told, in between is seen or seen next time.
+    let ending = store.ending(stream)?;
+    let open = store.open_view(stream)?.map(|view| OpenFacts {
+        number: view.open.number,
+        run: view.open.run,
+        wall_start: view.open.wall_start,
+        media_start: view.open.media_start,
+        independent: view.open.independent,
+        parts: view.parts,
+    });
+    let page = store.unshipped(stream, SegmentNumber(0), LOOK_LIMIT)?;
+    let of_page = page.iter().map(|info| info.run);
+    Ok(Looked {
+        runs: runs(
+            store,
+            stream,
+            of_page.chain(open.iter().map(|open| open.run)),
+        )?,
+        open,
+        page,
+        holes: store.holes(stream)?,
+        ending,
+    })
+}
+
+fn list(
+    store: &Store,
+    stream: &StreamName,
+    from: SegmentNumber,
+) -> Result<(Vec<SegmentInfo>, Vec<RunInfo>), StoreError> {
+    let page = store.unshipped(stream, from, MAX_ANNOUNCED)?;
+    let runs = runs(store, stream, page.iter().map(|info| info.run))?;
+    Ok((page, runs))
+}
+
+fn runs(
+    store: &Store,
+    stream: &StreamName,
+    numbers: impl Iterator<Item = SegmentNumber>,
+) -> Result<Vec<RunInfo>, StoreError> {
+    let mut runs: Vec<RunInfo> = Vec::new();
+    for number in numbers {
+        if runs.iter().any(|run| run.run == number) {
+            continue;
+        }
+        match store.run(stream, number)? {
+            Some(run) => runs.push(run),
+            None => {
+                tracing::error!(%stream, run = number.0, "a segment's run is not in the catalog")
+            }
+        }
+    }
+    Ok(runs)
+}
+
+fn hash(
+    store: &Store,
+    stream: &StreamName,
+    number: SegmentNumber,
+    length: u64,
+) -> Result<Option<SegmentHash>, StoreError> {
+    let mut hasher = SegmentHash::hasher();
+    let mut at = 0;
+    while at < length {
+        let bytes = store.read(stream, number, at..length.min(at + READ_BYTES))?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        hasher.update(&bytes);
+        at += bytes.len() as u64;
+    }
+    Ok(Some(hasher.hash()))
+}

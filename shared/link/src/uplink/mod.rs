@@ -1,0 +1,118 @@
+//! An edge's end: ships what its store holds to one hub, for as long as the program runs.
+
+mod app;
+mod disk;
+
+use std::time::{Duration, Instant};
+
+use link_proto::{EdgeConfig, EdgeEndpoint};
+use model::{DeviceName, SegmentNumber, StreamName, WallTime};
+use store::Store;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Counters, KeyPair, LinkError, cipher, driver,
+    keys::random_bytes,
+    resolve::{any_port_towards, resolve},
+    socket::UdpSocket,
+};
+use app::Uplink;
+
+/// A name that can't be resolved at start is asked for again after this, then ever more slowly.
+const FIRST_RESOLVE_RETRY: Duration = Duration::from_secs(1);
+/// The slowest that a name is asked for again.
+const MAX_RESOLVE_RETRY: Duration = Duration::from_secs(60);
+
+/// How to reach the hub.
+#[derive(Debug, Clone)]
+pub struct UplinkConfig {
+    /// `HOST:PORT`, resolved afresh at start and after losses.
+    pub hub_address: String,
+    pub hub_key: [u8; 32],
+    pub key: KeyPair,
+    /// After this long without an answer the hub counts as unreachable. Default [`crate::ANSWER_TIMEOUT`].
+    pub answer_timeout: Duration,
+}
+
+/// How the link stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum LinkState {
+    #[default]
+    Connecting,
+    Connected {
+        device: DeviceName,
+        since: WallTime,
+    },
+    /// Retried with back-off.
+    Unreachable {
+        why: String,
+    },
+    /// Unknown, disabled…; retried slowly.
+    Refused {
+        reason: String,
+    },
+}
+
+/// What pages, progress bars and metrics show.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct UplinkStatus {
+    pub state: LinkState,
+    /// Streams that the hub doesn't take from this device, and why; offered again now and then.
+    pub refused_streams: Vec<(StreamName, String)>,
+    /// Per stream of this device the lowest number that the hub has not seen used, as of the last welcome.
+    pub floors: Vec<(StreamName, SegmentNumber)>,
+    pub rtt: Option<Duration>,
+    /// What the pacer lets out now.
+    pub rate_bps: u64,
+    /// Share of datagrams that did not arrive lately, 0 to 1.
+    pub loss: f32,
+    pub counters: Counters,
+}
+
+/// Ships what the store holds until `shutdown`; then says `Bye` and returns. Never ends by itself on a lost
+/// link.
+pub async fn run(
+    config: UplinkConfig,
+    store: Store,
+    status: watch::Sender<UplinkStatus>,
+    shutdown: CancellationToken,
+) -> Result<(), LinkError> {
+    let resolved = tokio::select! {
+        address = resolve_at_start(&config.hub_address, &status) => address,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let socket = UdpSocket::bind(any_port_towards(resolved))
+        .map_err(LinkError::io("failed to open a UDP socket"))?;
+    let edge = EdgeConfig {
+        hub_address: resolved,
+        hub_key: config.hub_key,
+        secret_key: config.key.secret,
+        cipher: cipher(),
+    };
+    let now = Instant::now();
+    let mut endpoint = EdgeEndpoint::new(edge, now, random_bytes());
+    let mut app = Uplink::new(config, resolved, &store, status, shutdown, now)?;
+    driver::drive(&mut endpoint, &mut app, &socket)
+        .await
+        .map_err(LinkError::io("failed to read the UDP socket"))?;
+    app.end().await
+}
+
+async fn resolve_at_start(
+    address: &str,
+    status: &watch::Sender<UplinkStatus>,
+) -> std::net::SocketAddr {
+    let mut retry = FIRST_RESOLVE_RETRY;
+    loop {
+        match resolve(address, None).await {
+            Ok(found) => return found,
+            Err(error) => {
+                let why = format!("failed to resolve {address}: {error}");
+                status.send_modify(|status| status.state = LinkState::Unreachable { why });
+            }
+        }
+        tokio::time::sleep(retry).await;
+        retry = (retry * 2).min(MAX_RESOLVE_RETRY);
+    }
+}
