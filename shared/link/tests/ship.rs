@@ -140,8 +140,44 @@ fn closed_segments_are_listed_soon() {
             .await;
             took.push(closed.elapsed());
         }
+        let first = took[0];
         took.sort();
-        println!("listed after: p50 {:?}, p99 {:?}", took[30], took[59]);
+        println!("first {first:?}");
+        println!("listed after: p50 {:?}, p90 {:?}, longest {:?}", took[30], took[54], took[59]);
         assert_eq!(took.len(), 60);
+    });
+}
+
+/// Prints the rate and the memory of both ends in one process: `cargo test -p link --test ship -- --ignored
+/// --nocapture`.
+#[test]
+#[ignore = "writes gigabytes; for a look at rate and memory"]
+fn much_at_once() {
+    const SEGMENTS: u64 = 1_000;
+    runtime().block_on(async {
+        let hub = Hub::start().await;
+        let key = hub.enrol("site-1").await;
+        let mut edge = Edge::start(&hub, key);
+        edge.connected().await;
+        let mut gate = Recorder::new(edge.store(), "gate", 0);
+        gate.part_bytes = 1_000_000;
+        let begun = Instant::now();
+        for _ in 0..SEGMENTS {
+            gate.segment(edge.store());
+        }
+        let recorded = begun.elapsed();
+        gate.end(edge.store());
+        until_stored(edge.store(), "all are stored", |store| {
+            store.ended_on_hub(&gate.stream).unwrap()
+        })
+        .await;
+        let took = begun.elapsed();
+        let bits = (SEGMENTS * 2 * gate.part_bytes as u64 * 8) as f64;
+        let resident = std::fs::read_to_string("/proc/self/status").unwrap();
+        let resident: String = resident.lines().filter(|l| l.contains("VmHWM")).collect();
+        println!("{SEGMENTS} segments recorded in {recorded:?}, shipped in {took:?}");
+        println!("{:.0} Mbit/s, {resident}", bits / took.as_secs_f64() / 1e6);
+        println!("{:?}", edge.status());
+        assert_eq!(edge.store().stream(&gate.stream).unwrap().unwrap().unshipped, 0);
     });
 }

@@ -26,8 +26,8 @@ use crate::{
     wall_now,
 };
 
-/// The list of streams is read at most this often: it costs some queries for each of them.
-const SCAN_INTERVAL: Duration = Duration::from_millis(250);
+/// The list of streams is read at most this often, however fast parts are cut.
+const SCAN_INTERVAL: Duration = Duration::from_millis(50);
 /// Numbers of a running session are told this often.
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 /// At the end, what was said last is given this long to be acknowledged.
