@@ -110,6 +110,7 @@ async fn push_all(
     let result = push_on(&node, args, plan, progress, signals).await;
     progress.end();
     node.stop().await;
+    tracing::debug!("stopped");
     result
 }
 
@@ -241,6 +242,7 @@ impl Push<'_> {
             progress.show(self.standing(&standing, None, true), now);
             let end_is_known = report.last.is_none() || standing.ended_on_hub;
             if standing.unshipped == 0 && end_is_known {
+                tracing::debug!(%stream, "the hub has it all and has ended the stream");
                 return match cut_short {
                     None => Ok(()),
                     Some(why) => Err(Failure::failed(why)),
