@@ -1,0 +1,368 @@
+//! The same over real sessions on a simulated line: loss, delay, cuts, restarts, and time that jumps.
+
+use std::time::Duration;
+
+use model::StreamName;
+
+use super::{
+    stores::{EdgeStore, HubStore},
+    world::Random,
+};
+use crate::{
+    Channel, Cipher, Endpoint, Event, SessionId,
+    messages::{Hello, PROTOCOL_VERSION, ToEdge, ToHub},
+    replicate::{
+        receiver::{Outcome, Receiver},
+        sender::Sender,
+    },
+    sim::{Line, Who, World},
+};
+
+/// An edge and a hub with their stores; the shells between store and session as `shared/link` has them, but
+/// without threads.
+struct Pair {
+    world: World,
+    random: Random,
+    edge: EdgeStore,
+    sender: Sender,
+    welcomed: Option<SessionId>,
+    hub: HubStore,
+    receiver: Receiver,
+    hub_session: Option<SessionId>,
+    answers: std::collections::VecDeque<ToEdge>,
+    media_bytes: u64,
+}
+
+impl Pair {
+    fn new(seed: u64, line: &Line) -> Self {
+        let mut world = World::new(seed);
+        world.add_edge(line.clone(), line.clone(), Cipher::AesGcm);
+        Self {
+            world,
+            random: Random::new(seed),
+            edge: EdgeStore::default(),
+            sender: Sender::new(),
+            welcomed: None,
+            hub: HubStore::default(),
+            receiver: Receiver::new(),
+            hub_session: None,
+            answers: std::collections::VecDeque::new(),
+            media_bytes: 0,
+        }
+    }
+
+    fn stream(&mut self, name: &str) -> StreamName {
+        let name: StreamName = name.parse().unwrap();
+        self.edge.streams.entry(name.clone()).or_default();
+        self.name_streams();
+        name
+    }
+
+    fn name_streams(&mut self) {
+        let names = self.edge.streams.keys().cloned().collect();
+        self.sender.set_streams(names);
+    }
+
+    fn record(&mut self, stream: &StreamName, bytes: usize) {
+        let bytes = self.random.bytes(bytes);
+        self.edge.streams.get_mut(stream).unwrap().part(&bytes);
+        self.sender.changed();
+    }
+
+    fn close(&mut self, stream: &StreamName) {
+        self.edge.streams.get_mut(stream).unwrap().close();
+        self.sender.changed();
+    }
+
+    fn end_all(&mut self) {
+        self.edge.streams.values_mut().for_each(|edge| edge.end());
+        self.sender.changed();
+    }
+
+    fn restart_edge(&mut self, lose_parts: usize) {
+        for edge in self.edge.streams.values_mut() {
+            edge.restart(lose_parts, 0);
+        }
+        self.sender = Sender::new();
+        self.welcomed = None;
+        self.name_streams();
+        self.world.restart_edge(0);
+    }
+
+    fn restart_hub(&mut self, lose: usize) {
+        self.hub.restart(lose);
+        self.receiver = Receiver::new();
+        self.hub_session = None;
+        self.answers.clear();
+        self.world.restart_hub();
+    }
+
+    /// Lets time go on; stops early once `done`.
+    fn run(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
+        let until = self.world.now + limit;
+        loop {
+            for (who, event) in self.world.take_events() {
+                match who {
+                    Who::Edge(_) => self.at_edge(event),
+                    Who::Hub => self.at_hub(event),
+                }
+            }
+            self.pump();
+            if done(self) {
+                return true;
+            }
+            if self.world.now >= until || !self.world.step() {
+                return false;
+            }
+        }
+    }
+
+    fn at_edge(&mut self, event: Event) {
+        let now = self.world.now;
+        let endpoint = &mut self.world.edges[0].endpoint;
+        match event {
+            Event::Connected { session, .. } => {
+                let hello = ToHub::Hello(Hello {
+                    version: PROTOCOL_VERSION,
+                    software: "test".into(),
+                    clock: model::WallTime(0),
+                });
+                endpoint
+                    .send(now, session, Channel::Control, hello.encode())
+                    .unwrap();
+            }
+            Event::ChannelsReset { session } if self.welcomed == Some(session) => {
+                self.sender.connected();
+            }
+            Event::ChannelsReset { session } => self.at_edge(Event::Connected {
+                session,
+                peer_key: [0; 32],
+                peer: crate::sim::HUB_ADDRESS,
+            }),
+            Event::Message {
+                session,
+                channel,
+                message,
+            } => {
+                endpoint.consumed(session, channel, message.len());
+                match ToEdge::decode(message).unwrap().unwrap() {
+                    ToEdge::Welcome { .. } => {
+                        self.welcomed = Some(session);
+                        self.sender.connected();
+                    }
+                    message => self.sender.handle_message(now, message).unwrap(),
+                }
+            }
+            Event::Closed { .. } => {
+                self.welcomed = None;
+                self.sender.disconnected();
+            }
+            _ => {}
+        }
+    }
+
+    fn at_hub(&mut self, event: Event) {
+        match event {
+            Event::Connected { session, .. } => {
+                self.hub_session = Some(session);
+                self.receiver = Receiver::new();
+                self.answers.clear();
+            }
+            Event::ChannelsReset { session } if self.hub_session == Some(session) => {
+                self.receiver.reset();
+                self.answers.clear();
+            }
+            Event::Message {
+                session,
+                channel,
+                message,
+            } => {
+                let length = message.len();
+                match ToHub::decode(message).unwrap().unwrap() {
+                    ToHub::Hello(_) => {
+                        self.world.hub.admit(session);
+                        self.answers.push_back(ToEdge::Welcome {
+                            name: "site-1".parse().unwrap(),
+                            hub_time: model::WallTime(0),
+                            floors: Vec::new(),
+                        });
+                    }
+                    message => {
+                        if let ToHub::Chunk(chunk) = &message {
+                            self.media_bytes += chunk.data.len() as u64;
+                        }
+                        let job = self.receiver.handle_message(message).unwrap();
+                        let outcome: Option<Outcome> = job.and_then(|job| self.hub.execute(job));
+                        let answers = outcome.map(|outcome| self.receiver.handle_outcome(outcome));
+                        self.answers.extend(answers.into_iter().flatten());
+                    }
+                }
+                self.world.hub.consumed(session, channel, length);
+            }
+            Event::Closed { session, .. } if self.hub_session == Some(session) => {
+                self.hub_session = None;
+                self.answers.clear();
+            }
+            _ => {}
+        }
+    }
+
+    fn pump(&mut self) {
+        let now = self.world.now;
+        if self.sender.poll_timeout().is_some_and(|at| at <= now) {
+            self.sender.handle_timeout(now);
+        }
+        loop {
+            let mut busy = false;
+            while let Some(command) = self.sender.poll_command() {
+                self.edge.execute(now, command, &mut self.sender);
+                busy = true;
+            }
+            if let Some(session) = self.welcomed {
+                let endpoint = &mut self.world.edges[0].endpoint;
+                for channel in Channel::ALL {
+                    while endpoint.send_budget(session, channel) > 0
+                        && let Some(message) = self.sender.poll_message(channel)
+                    {
+                        endpoint
+                            .send(now, session, channel, message.encode())
+                            .unwrap();
+                        busy = true;
+                    }
+                }
+            }
+            if !busy {
+                break;
+            }
+        }
+        let Some(session) = self.hub_session else {
+            return;
+        };
+        let hub = &mut self.world.hub;
+        while hub.send_budget(session, Channel::Control) > 0
+            && let Some(answer) = self.answers.pop_front()
+        {
+            hub.send(now, session, Channel::Control, answer.encode())
+                .unwrap();
+        }
+    }
+
+    fn assert_replicated(&self) {
+        for (name, edge) in &self.edge.streams {
+            let hub = &self.hub.streams[name];
+            for (number, segment) in &edge.closed {
+                assert_eq!(hub.here.get(number), Some(segment), "{name} {number}");
+            }
+            assert_eq!(hub.ended, edge.ending);
+        }
+        assert_eq!(self.hub.offered_again, 0);
+    }
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn lossy(loss: f64) -> Line {
+    Line {
+        delay: ms(40),
+        jitter: ms(5),
+        loss,
+        rate_bps: Some(20_000_000),
+        ..Line::default()
+    }
+}
+
+#[test]
+fn live_parts_arrive_within_some_round_trips_on_a_clean_line() {
+    let mut pair = Pair::new(1, &Line::default());
+    let gate = pair.stream("gate");
+    assert!(pair.run(ms(2_000), |pair| pair.welcomed.is_some()));
+    for part in 1..=30 {
+        pair.record(&gate, 60_000);
+        let before = pair.world.now;
+        let there = |pair: &Pair| pair.hub.streams.get(&gate).is_some_and(|s| s.parts == part);
+        assert!(pair.run(ms(2_000), there), "part {part}");
+        let took = pair.world.now - before;
+        // Rounds of 20 ms: the first part compares first.
+        assert!(took <= ms(if part == 1 { 200 } else { 120 }), "{took:?}");
+        if part % 6 == 0 {
+            pair.close(&gate);
+        }
+        pair.run(ms(300), |_| false);
+    }
+    pair.end_all();
+    assert!(pair.run(ms(5_000), |pair| pair.sender.is_done()));
+    pair.assert_replicated();
+    assert_eq!(pair.media_bytes, 30 * 60_000, "nothing was sent twice");
+}
+
+#[test]
+fn a_cut_of_twenty_seconds_costs_no_segment() {
+    for seed in 0..8 {
+        let mut pair = Pair::new(seed, &lossy(0.02));
+        let gate = pair.stream("gate");
+        for part in 0..120 {
+            pair.record(&gate, 40_000);
+            if part % 6 == 5 {
+                pair.close(&gate);
+            }
+            if part == 30 {
+                pair.world.cut(0, Duration::from_secs(20));
+            }
+            pair.run(ms(333), |_| false);
+        }
+        pair.end_all();
+        let done = |pair: &Pair| pair.sender.is_done();
+        assert!(pair.run(Duration::from_secs(60), done), "seed {seed}");
+        pair.assert_replicated();
+        let recorded = 120 * 40_000;
+        // What was on its way when the channels were renewed is sent again.
+        assert!(
+            pair.media_bytes < recorded + recorded / 4,
+            "{}",
+            pair.media_bytes
+        );
+    }
+}
+
+#[test]
+fn restarts_cuts_and_loss_cost_nothing_that_the_edge_has() {
+    for seed in 0..16 {
+        let loss = [0.0, 0.05, 0.1, 0.2][seed as usize % 4];
+        let mut pair = Pair::new(seed, &lossy(loss));
+        let streams = [pair.stream("cam-1"), pair.stream("cam-2")];
+        for _ in 0..150 {
+            for stream in &streams {
+                let bytes = 1 + pair.random.below(40_000) as usize;
+                pair.record(stream, bytes);
+                if pair.random.one_in(6) {
+                    pair.close(stream);
+                }
+            }
+            match pair.random.below(60) {
+                0 => {
+                    let lose = pair.random.below(3) as usize;
+                    pair.restart_edge(lose);
+                }
+                1 => {
+                    let lose = pair.random.below(60_000) as usize;
+                    pair.restart_hub(lose);
+                }
+                2 => {
+                    let seconds = pair.random.below(15);
+                    pair.world.cut(0, Duration::from_secs(seconds));
+                }
+                3 => pair.world.cut_down(0, Duration::from_secs(5)),
+                // A machine that was asleep.
+                4 => pair.world.now += Duration::from_secs(600),
+                _ => {}
+            }
+            pair.run(ms(333), |_| false);
+        }
+        pair.end_all();
+        let done = |pair: &Pair| pair.sender.is_done();
+        assert!(pair.run(Duration::from_secs(900), done), "seed {seed}");
+        pair.assert_replicated();
+    }
+}
