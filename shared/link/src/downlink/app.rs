@@ -1,7 +1,7 @@
 //! What the hub does above its sessions: lets devices in, gives each a thread, carries answers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -12,26 +12,21 @@ use link_proto::{
     Bye, Channel, Endpoint, Event, HubEndpoint, SessionId,
     messages::{ToEdge, ToHub},
 };
-use model::{DeviceName, WallTime};
+use model::DeviceName;
 use store::{Store, devices::Device};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DownlinkStatus, SessionStatus,
+    DownlinkStatus,
     admission::{self, Question, Verdict, disabled},
+    session::{Left, Session, State, welcome},
     worker::{Done, Work, Worker},
 };
 use crate::{Counters, LinkError, driver::Application, wall_now};
 
 /// Devices are looked at again this often, so a change acts within 2 s; numbers are told as often.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// A peer that has keys but does not say who it is, or does not confirm, is sent away after this.
-const STRANGER_TIME: Duration = Duration::from_secs(20);
-/// A refusal is heard within this, or not.
-const REFUSAL_TIME: Duration = Duration::from_secs(2);
-/// Answers that wait for a session's control channel from which on its messages are not paid back.
-const MAX_ANSWERS: usize = 256;
 /// What all threads have said and the loop has not taken.
 const INPUTS: usize = 1_024;
 /// `Bye` is repeated within this.
@@ -57,44 +52,6 @@ pub(super) struct Downlink {
     segments_stored: u64,
     stop_at: Option<Instant>,
     ended: bool,
-}
-
-struct Session {
-    peer_key: [u8; 32],
-    peer: SocketAddr,
-    since: WallTime,
-    seen_at: Instant,
-    /// Counts renewals of the channels: what was asked before is not answered after.
-    generation: u64,
-    state: State,
-    answers: VecDeque<ToEdge>,
-    /// Messages dealt with whose credit is given once the answers are on their way.
-    owed: Vec<(Channel, usize)>,
-}
-
-enum State {
-    /// Has not said who it is; `asked`: it has, and the catalog is looked at.
-    Stranger {
-        until: Instant,
-        asked: bool,
-    },
-    /// Its token is good; it stores its identity.
-    Enrolling {
-        until: Instant,
-        token: Bytes,
-    },
-    /// Has confirmed; it ends the session.
-    Enrolled {
-        until: Instant,
-    },
-    Member {
-        device: DeviceName,
-        worker: Worker,
-    },
-    /// Was told why it may not stay.
-    Leaving {
-        until: Instant,
-    },
 }
 
 pub(super) enum Input {
@@ -178,20 +135,7 @@ impl Downlink {
     }
 
     fn on_connected(&mut self, now: Instant, id: SessionId, peer_key: [u8; 32], peer: SocketAddr) {
-        let session = Session {
-            peer_key,
-            peer,
-            since: wall_now(),
-            seen_at: now,
-            generation: 0,
-            state: State::Stranger {
-                until: now + STRANGER_TIME,
-                asked: false,
-            },
-            answers: VecDeque::new(),
-            owed: Vec::new(),
-        };
-        self.sessions.insert(id, session);
+        self.sessions.insert(id, Session::new(now, peer_key, peer));
     }
 
     fn on_message(
@@ -269,10 +213,7 @@ impl Downlink {
                 let Some(session) = self.sessions.get_mut(&id) else {
                     return;
                 };
-                session.state = State::Enrolling {
-                    until: now + STRANGER_TIME,
-                    token,
-                };
+                session.may_enrol(now, token);
                 self.answer(id, welcome(device, floors));
             }
             Verdict::Enrolled {
@@ -283,9 +224,7 @@ impl Downlink {
                     return;
                 };
                 tracing::info!(%device, peer = %session.peer, "device enrolled");
-                session.state = State::Enrolled {
-                    until: now + STRANGER_TIME,
-                };
+                session.enrolled(now);
                 self.answer(id, ToEdge::Enrolled);
             }
             Verdict::Refused { session, reason } => self.refuse(now, session, reason),
@@ -414,11 +353,7 @@ impl Downlink {
             return;
         };
         tracing::warn!(peer = %session.peer, %reason, "device refused");
-        session.answers.clear();
-        let leaving = State::Leaving {
-            until: now + REFUSAL_TIME,
-        };
-        let state = std::mem::replace(&mut session.state, leaving);
+        let state = session.leave(now);
         self.retire(state);
         self.answer(id, ToEdge::Refused { reason });
     }
@@ -466,44 +401,22 @@ impl Downlink {
     /// Sends what the control channels take, pays credit back, closes who was refused.
     fn send(&mut self, now: Instant, endpoint: &mut HubEndpoint) {
         let mut done = Vec::new();
-        let mut left = Vec::new();
+        let mut refused = Vec::new();
         for &id in &self.busy {
-            let Some(session) = self.sessions.get_mut(&id) else {
-                done.push(id);
-                continue;
+            let left = match self.sessions.get_mut(&id) {
+                Some(session) => session.send(now, endpoint, id),
+                None => Left::Nothing,
             };
-            while !session.answers.is_empty() && endpoint.send_budget(id, Channel::Control) > 0 {
-                let Some(answer) = session.answers.pop_front() else {
-                    break;
-                };
-                if let Err(error) = endpoint.send(now, id, Channel::Control, answer.encode()) {
-                    tracing::debug!(session = %id, %error, "failed to answer");
-                    break;
-                }
-            }
-            if session.answers.len() < MAX_ANSWERS {
-                for (channel, bytes) in session.owed.drain(..) {
-                    endpoint.consumed(id, channel, bytes);
-                }
-            }
-            match session.state {
-                State::Leaving { until } => {
-                    let heard = session.answers.is_empty()
-                        && endpoint
-                            .stats(id)
-                            .is_none_or(|stats| stats.outstanding_bytes == 0);
-                    if heard || until <= now {
-                        left.push(id);
-                    }
-                }
-                _ if session.answers.is_empty() => done.push(id),
-                _ => {}
+            match left {
+                Left::Nothing => done.push(id),
+                Left::More => {}
+                Left::Close => refused.push(id),
             }
         }
         for id in done {
             self.busy.remove(&id);
         }
-        for id in left {
+        for id in refused {
             self.close(now, endpoint, id, Bye::Refused);
         }
     }
@@ -519,21 +432,14 @@ impl Downlink {
         let mut seen = Vec::new();
         let mut members = false;
         for (&id, session) in &self.sessions {
-            match session.state {
-                State::Stranger { until, .. }
-                | State::Enrolling { until, .. }
-                | State::Enrolled { until }
-                    if until <= now =>
-                {
-                    slow.push(id);
+            if session.is_too_slow(now) {
+                slow.push(id);
+            }
+            if matches!(session.state, State::Member { .. }) {
+                members = true;
+                if session.seen_at + SEEN_INTERVAL <= now {
+                    seen.push(id);
                 }
-                State::Member { .. } => {
-                    members = true;
-                    if session.seen_at + SEEN_INTERVAL <= now {
-                        seen.push(id);
-                    }
-                }
-                _ => {}
             }
         }
         for id in slow {
@@ -550,20 +456,8 @@ impl Downlink {
     }
 
     fn publish(&self, endpoint: &HubEndpoint) {
-        let sessions = self.sessions.iter().filter_map(|(&id, session)| {
-            let State::Member { device, .. } = &session.state else {
-                return None;
-            };
-            let stats = endpoint.stats(id).unwrap_or_default();
-            Some(SessionStatus {
-                device: device.clone(),
-                peer: session.peer,
-                since: session.since,
-                rtt: stats.rtt,
-                loss: stats.loss,
-                bytes_received: stats.bytes_received,
-            })
-        });
+        let sessions = self.sessions.iter();
+        let sessions = sessions.filter_map(|(&id, session)| session.status(endpoint, id));
         let counters = Counters {
             segments_stored: self.segments_stored,
             ..Counters::of(endpoint.counters())
@@ -573,14 +467,6 @@ impl Downlink {
             sessions: sessions.collect(),
             counters,
         });
-    }
-}
-
-fn welcome(name: DeviceName, floors: Vec<(model::StreamName, model::SegmentNumber)>) -> ToEdge {
-    ToEdge::Welcome {
-        name,
-        hub_time: wall_now(),
-        floors,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod admission;
 mod app;
+mod session;
 mod worker;
 
 use std::{

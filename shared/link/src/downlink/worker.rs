@@ -292,15 +292,11 @@ impl Desk {
 
     fn start_segment(&mut self, start: &SegmentStart) -> Result<Outcome, StoreError> {
         let (stream, number) = (start.stream.clone(), start.number);
-        let partial = self.store.resume_segment(&stream, number)?;
-        let writer = match partial {
-            Some(writer) if start.offset > 0 && writer.bytes() == start.offset => writer,
-            other => {
-                if let Some(writer) = other {
-                    writer.discard()?;
-                }
-                if self.is_settled(&stream, number)? {
-                    return Ok(Outcome::AlreadySettled { stream, number });
+        let writer = match self.store.resume_segment(&stream, number)? {
+            Some(partial) if start.offset > 0 && partial.bytes() == start.offset => partial,
+            partial => {
+                if let Some(partial) = partial {
+                    partial.discard()?;
                 }
                 if start.offset > 0 {
                     return Ok(Outcome::Unusable { stream, number });
@@ -313,16 +309,17 @@ impl Desk {
                     media_start: start.media_start,
                     independent: start.independent,
                 };
-                self.store.open_segment(&stream, open)?
+                match self.store.open_segment(&stream, open) {
+                    Ok(writer) => writer,
+                    Err(StoreError::NumberUsed { .. }) => {
+                        return Ok(Outcome::AlreadySettled { stream, number });
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         };
         self.writers.insert(stream, writer);
         Ok(Outcome::Started)
-    }
-
-    fn is_settled(&self, stream: &StreamName, number: SegmentNumber) -> Result<bool, StoreError> {
-        Ok(self.store.segment(stream, number)?.is_some()
-            || self.store.settled(stream)?.contains(number))
     }
 
     fn close_segment(&mut self, stream: StreamName, info: &SegmentInfo) -> Outcome {
@@ -334,9 +331,12 @@ impl Desk {
             Ok(_) => Outcome::Stored { stream, number },
             Err(error @ StoreError::Segment { .. }) => {
                 tracing::warn!(device = %self.device, %error, "segment not taken");
-                match self.is_settled(&stream, number) {
-                    Ok(false) => Outcome::Unusable { stream, number },
-                    Ok(true) => Outcome::Hole {
+                // The store counts: the second time it has settled the number itself.
+                match self.store.settled(&stream) {
+                    Ok(settled) if !settled.contains(number) => {
+                        Outcome::Unusable { stream, number }
+                    }
+                    Ok(_) => Outcome::Hole {
                         stream,
                         number,
                         reason: HoleReason::Corrupt,

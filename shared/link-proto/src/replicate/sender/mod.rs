@@ -10,28 +10,27 @@
 //!
 //! Keeps invariants 3 (only the hub's word settles a segment) and 5 (reads ahead, unacknowledged segments
 //! and queues have named limits). Which bytes of a segment go next is [`flow`]'s business, what is known of
-//! a stream [`stream`]'s.
+//! a stream [`stream`]'s; [`command`] has the words for the shell.
 
+mod command;
 mod flow;
 mod stream;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ops::{Bound, Range, RangeInclusive},
+    ops::Bound,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use model::{
-    HoleReason, MediaTime, PartInfo, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
-    StreamName, WallTime,
-};
+use model::{RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
 
 use super::MAX_STREAMS;
 use crate::{
     Channel,
     messages::{ProtocolError, ToEdge, ToHub},
 };
+pub use command::{Command, LOOK_LIMIT, Looked, OpenFacts, READ_BYTES};
 use flow::Flow;
 use stream::{Phase, Stream};
 
@@ -39,10 +38,6 @@ use stream::{Phase, Stream};
 pub const MAX_UNACKNOWLEDGED: usize = 64;
 /// With this many bytes in segments sent whole and not settled, no other segment is begun.
 pub const MAX_UNACKNOWLEDGED_BYTES: u64 = 64 << 20;
-/// Segments a look-up lists: all unacknowledged ones and as many to come.
-pub const LOOK_LIMIT: usize = 2 * MAX_UNACKNOWLEDGED;
-/// Bytes read at one go: enough to make the reading cheap.
-pub const READ_BYTES: u64 = 256 * 1024;
 /// Most bytes read ahead of the link over all streams, with those being read.
 pub const MAX_READ_AHEAD: u64 = 4 << 20;
 /// Closed segments in hand from which on the store need not be asked for more.
@@ -55,75 +50,6 @@ const MAX_COMMANDS: usize = 1_024;
 const READ_WAIT: Duration = Duration::from_secs(1);
 /// A stream that was refused is offered again after this: an operator may have given it to this device.
 const REFUSED_WAIT: Duration = Duration::from_secs(30);
-
-/// Work for the shell that holds the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// Look at a stream; answer with [`Sender::handle_looked`].
-    Look { ticket: u64, stream: StreamName },
-    /// List closed segments that the hub has not settled from `from` on, at most
-    /// [`MAX_ANNOUNCED`](crate::messages::MAX_ANNOUNCED); answer
-    /// with [`Sender::handle_listed`].
-    List {
-        ticket: u64,
-        stream: StreamName,
-        from: SegmentNumber,
-    },
-    /// Hash the first `length` bytes of a segment; answer with [`Sender::handle_hashed`].
-    Hash {
-        ticket: u64,
-        stream: StreamName,
-        number: SegmentNumber,
-        length: u64,
-    },
-    /// Read bytes of a segment, at most [`READ_BYTES`]; answer with [`Sender::handle_read`].
-    Read {
-        ticket: u64,
-        stream: StreamName,
-        number: SegmentNumber,
-        range: Range<u64>,
-    },
-    /// This is all that is settled at the hub.
-    SetSettled {
-        stream: StreamName,
-        settled: RangeSet,
-    },
-    /// This segment is settled at the hub too.
-    MarkStored {
-        stream: StreamName,
-        number: SegmentNumber,
-    },
-    /// The hub has confirmed the end that the store was told.
-    MarkEnded { stream: StreamName },
-}
-
-/// What a [`Command::Look`] found.
-#[derive(Debug, Clone, Default)]
-pub struct Looked {
-    /// The segment being written, looked up before the page, so that one that closes in between is not
-    /// missed.
-    pub open: Option<OpenFacts>,
-    /// The oldest closed segments that the hub has not settled, ascending, at most [`LOOK_LIMIT`].
-    pub page: Vec<SegmentInfo>,
-    /// The runs of all of them.
-    pub runs: Vec<RunInfo>,
-    /// Numbers that will never come.
-    pub holes: Vec<(RangeInclusive<SegmentNumber>, HoleReason)>,
-    /// The stream was told to end, after this segment (None: it is empty).
-    pub ending: Option<Option<SegmentNumber>>,
-}
-
-/// A segment being written, as far as its parts are complete.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenFacts {
-    pub number: SegmentNumber,
-    pub run: SegmentNumber,
-    pub wall_start: WallTime,
-    pub media_start: MediaTime,
-    pub independent: bool,
-    /// Contiguous from offset nought.
-    pub parts: Vec<PartInfo>,
-}
 
 /// What was sent and settled since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -330,7 +330,10 @@ impl Stream {
     }
 
     /// The end, once all before it is settled and it was not told.
-    pub(super) fn end_to_tell(&mut self, begun: impl FnOnce() -> usize) -> Option<Option<SegmentNumber>> {
+    pub(super) fn end_to_tell(
+        &mut self,
+        begun: impl FnOnce() -> usize,
+    ) -> Option<Option<SegmentNumber>> {
         let last = self.ending?;
         if self.end_told == Some(last) || !self.is_caught_up(begun()) {
             return None;

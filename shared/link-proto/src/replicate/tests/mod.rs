@@ -286,7 +286,7 @@ fn an_edge_that_breaks_the_order_is_named() {
 fn troubled(seed: u64) {
     let mut world = World::new(seed);
     let streams = [world.stream("cam-1"), world.stream("cam-2")];
-    world.corrupt_one_in = if seed % 3 == 0 { 200 } else { 0 };
+    world.corrupt_one_in = if seed.is_multiple_of(3) { 200 } else { 0 };
     for _ in 0..1_500 {
         for _ in 0..world.random.below(8) {
             world.step();
@@ -310,7 +310,7 @@ fn troubled(seed: u64) {
                 let lose = world.random.below(70_000) as usize;
                 world.restart_hub(lose);
             }
-            29 if seed % 5 == 0 && world.random.one_in(3) => {
+            29 if seed.is_multiple_of(5) && world.random.one_in(3) => {
                 world.edge.streams.get_mut(stream).unwrap().evict();
                 world.sender.changed();
             }

@@ -1,0 +1,84 @@
+//! What the sender asks of the shell that holds the store, and what it is told. Values only.
+
+use std::ops::{Range, RangeInclusive};
+
+use model::{
+    HoleReason, MediaTime, PartInfo, RangeSet, RunInfo, SegmentInfo, SegmentNumber, StreamName,
+    WallTime,
+};
+
+use super::MAX_UNACKNOWLEDGED;
+
+/// Segments a look-up lists: all unacknowledged ones and as many to come.
+pub const LOOK_LIMIT: usize = 2 * MAX_UNACKNOWLEDGED;
+/// Bytes read at one go: enough to make the reading cheap.
+pub const READ_BYTES: u64 = 256 * 1024;
+
+/// Work for the shell that holds the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Look at a stream; answer with [`Sender::handle_looked`](super::Sender::handle_looked).
+    Look { ticket: u64, stream: StreamName },
+    /// List closed segments that the hub has not settled from `from` on, at most
+    /// [`MAX_ANNOUNCED`](crate::messages::MAX_ANNOUNCED); answer
+    /// with [`Sender::handle_listed`](super::Sender::handle_listed).
+    List {
+        ticket: u64,
+        stream: StreamName,
+        from: SegmentNumber,
+    },
+    /// Hash the first `length` bytes of a segment; answer with [`Sender::handle_hashed`](super::Sender::handle_hashed).
+    Hash {
+        ticket: u64,
+        stream: StreamName,
+        number: SegmentNumber,
+        length: u64,
+    },
+    /// Read bytes of a segment, at most [`READ_BYTES`]; answer with [`Sender::handle_read`](super::Sender::handle_read).
+    Read {
+        ticket: u64,
+        stream: StreamName,
+        number: SegmentNumber,
+        range: Range<u64>,
+    },
+    /// This is all that is settled at the hub.
+    SetSettled {
+        stream: StreamName,
+        settled: RangeSet,
+    },
+    /// This segment is settled at the hub too.
+    MarkStored {
+        stream: StreamName,
+        number: SegmentNumber,
+    },
+    /// The hub has confirmed the end that the store was told.
+    MarkEnded { stream: StreamName },
+}
+
+/// What a [`Command::Look`] found.
+#[derive(Debug, Clone, Default)]
+pub struct Looked {
+    /// The segment being written, looked up before the page, so that one that closes in between is not
+    /// missed.
+    pub open: Option<OpenFacts>,
+    /// The oldest closed segments that the hub has not settled, ascending, at most [`LOOK_LIMIT`].
+    pub page: Vec<SegmentInfo>,
+    /// The runs of all of them.
+    pub runs: Vec<RunInfo>,
+    /// Numbers that will never come.
+    pub holes: Vec<(RangeInclusive<SegmentNumber>, HoleReason)>,
+    /// The stream was told to end, after this segment (None: it is empty).
+    pub ending: Option<Option<SegmentNumber>>,
+}
+
+/// A segment being written, as far as its parts are complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenFacts {
+    pub number: SegmentNumber,
+    pub run: SegmentNumber,
+    pub wall_start: WallTime,
+    pub media_start: MediaTime,
+    pub independent: bool,
+    /// Contiguous from offset nought.
+    pub parts: Vec<PartInfo>,
+}

@@ -1,0 +1,174 @@
+//! One session as the loop sees it: how far its peer has come, and what waits to be said to it.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use link_proto::{Channel, Endpoint, HubEndpoint, SessionId, messages::ToEdge};
+use model::{DeviceName, SegmentNumber, StreamName, WallTime};
+
+use super::{SessionStatus, worker::Worker};
+use crate::wall_now;
+
+/// A peer that has keys but does not say who it is, or does not confirm, is sent away after this.
+const STRANGER_TIME: Duration = Duration::from_secs(20);
+/// A refusal is heard within this, or not.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
+/// Answers that wait for a session's control channel from which on its messages are not paid back.
+const MAX_ANSWERS: usize = 256;
+
+pub(super) struct Session {
+    pub(super) peer_key: [u8; 32],
+    pub(super) peer: SocketAddr,
+    pub(super) since: WallTime,
+    pub(super) seen_at: Instant,
+    /// Counts renewals of the channels: what was asked before is not answered after.
+    pub(super) generation: u64,
+    pub(super) state: State,
+    pub(super) answers: VecDeque<ToEdge>,
+    /// Messages dealt with whose credit is given once the answers are on their way.
+    pub(super) owed: Vec<(Channel, usize)>,
+}
+
+pub(super) enum State {
+    /// Has not said who it is; `asked`: it has, and the catalog is looked at.
+    Stranger {
+        until: Instant,
+        asked: bool,
+    },
+    /// Its token is good; it stores its identity.
+    Enrolling {
+        until: Instant,
+        token: Bytes,
+    },
+    /// Has confirmed; it ends the session.
+    Enrolled {
+        until: Instant,
+    },
+    Member {
+        device: DeviceName,
+        worker: Worker,
+    },
+    /// Was told why it may not stay.
+    Leaving {
+        until: Instant,
+    },
+}
+
+impl Session {
+    pub(super) fn new(now: Instant, peer_key: [u8; 32], peer: SocketAddr) -> Self {
+        Self {
+            peer_key,
+            peer,
+            since: wall_now(),
+            seen_at: now,
+            generation: 0,
+            state: State::Stranger {
+                until: now + STRANGER_TIME,
+                asked: false,
+            },
+            answers: VecDeque::new(),
+            owed: Vec::new(),
+        }
+    }
+
+    /// Its token is good; it has to confirm within some time.
+    pub(super) fn may_enrol(&mut self, now: Instant, token: Bytes) {
+        self.state = State::Enrolling {
+            until: now + STRANGER_TIME,
+            token,
+        };
+    }
+
+    /// It has confirmed; it should go now.
+    pub(super) fn enrolled(&mut self, now: Instant) {
+        self.state = State::Enrolled {
+            until: now + STRANGER_TIME,
+        };
+    }
+
+    /// It may not stay: what it was until now.
+    pub(super) fn leave(&mut self, now: Instant) -> State {
+        self.answers.clear();
+        let leaving = State::Leaving {
+            until: now + REFUSAL_TIME,
+        };
+        std::mem::replace(&mut self.state, leaving)
+    }
+
+    /// Sends what the control channel takes and pays credit back. Gives what is left to do.
+    pub(super) fn send(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId) -> Left {
+        while !self.answers.is_empty() && endpoint.send_budget(id, Channel::Control) > 0 {
+            let Some(answer) = self.answers.pop_front() else {
+                break;
+            };
+            if let Err(error) = endpoint.send(now, id, Channel::Control, answer.encode()) {
+                tracing::debug!(session = %id, %error, "failed to answer");
+                break;
+            }
+        }
+        if self.answers.len() < MAX_ANSWERS {
+            for (channel, bytes) in self.owed.drain(..) {
+                endpoint.consumed(id, channel, bytes);
+            }
+        }
+        let unheard = || {
+            endpoint
+                .stats(id)
+                .is_some_and(|stats| stats.outstanding_bytes > 0)
+        };
+        match self.state {
+            State::Leaving { until } if until <= now => Left::Close,
+            State::Leaving { .. } if self.answers.is_empty() && !unheard() => Left::Close,
+            State::Leaving { .. } => Left::More,
+            _ if self.answers.is_empty() => Left::Nothing,
+            _ => Left::More,
+        }
+    }
+
+    /// It had its time to say who it is, to confirm, or to go.
+    pub(super) fn is_too_slow(&self, now: Instant) -> bool {
+        match self.state {
+            State::Stranger { until, .. }
+            | State::Enrolling { until, .. }
+            | State::Enrolled { until } => until <= now,
+            State::Member { .. } | State::Leaving { .. } => false,
+        }
+    }
+
+    /// For the status page, if it is a member.
+    pub(super) fn status(&self, endpoint: &HubEndpoint, id: SessionId) -> Option<SessionStatus> {
+        let State::Member { device, .. } = &self.state else {
+            return None;
+        };
+        let stats = endpoint.stats(id).unwrap_or_default();
+        Some(SessionStatus {
+            device: device.clone(),
+            peer: self.peer,
+            since: self.since,
+            rtt: stats.rtt,
+            loss: stats.loss,
+            bytes_received: stats.bytes_received,
+        })
+    }
+}
+
+/// What a session has left to do once its channel is full or its answers are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    Nothing,
+    More,
+    /// It was refused, and has heard it or had its time.
+    Close,
+}
+
+pub(super) fn welcome(name: DeviceName, floors: Vec<(StreamName, SegmentNumber)>) -> ToEdge {
+    ToEdge::Welcome {
+        name,
+        hub_time: wall_now(),
+        floors,
+    }
+}
