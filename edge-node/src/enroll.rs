@@ -11,6 +11,7 @@ use program::{exit::Failure, output};
 use crate::{
     config::Settings,
     identity::{self, Identity, IdentityError},
+    numbers::Numbers,
 };
 
 /// Longest URL that is read from standard input.
@@ -67,10 +68,19 @@ fn meet(data_dir: &Path, url: &str, parsed: &EnrolUrl) -> Result<Identity, Failu
         .map_err(|e| Failure::failed(format!("failed to start: {e}")))?;
     let enrolled = runtime
         .block_on(link::enrol::enrol(parsed, &key, |enrolled| {
+            keep_floors(data_dir, enrolled)?;
             of(enrolled).store(data_dir)
         }))
         .map_err(|error| refused(&error))?;
     Ok(of(&enrolled))
+}
+
+/// Before the identity: once that is there, the numbers are safe to use.
+fn keep_floors(data_dir: &Path, enrolled: &link::enrol::Enrolled) -> io::Result<()> {
+    let folder = identity::make_folder(data_dir).map_err(io::Error::other)?;
+    Numbers::open(&folder)
+        .and_then(|numbers| numbers.raise(&enrolled.floors))
+        .map_err(io::Error::other)
 }
 
 fn refused(error: &LinkError) -> Failure {

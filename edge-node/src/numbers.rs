@@ -134,6 +134,23 @@ impl Numbers {
         Ok(SegmentNumber(number))
     }
 
+    /// Takes over what the hub has seen used: numbers go on at or above these, whatever was lost here.
+    pub(crate) fn raise(&self, floors: &[(StreamName, SegmentNumber)]) -> Result<(), NumbersError> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        for (stream, floor) in floors {
+            if streams.get(stream).is_none_or(|known| known.end < floor.0) {
+                self.write(&streams, stream, floor.0)?;
+                let raised = Reservation {
+                    next: floor.0,
+                    end: floor.0,
+                    unseen: false,
+                };
+                streams.insert(stream.clone(), raised);
+            }
+        }
+        Ok(())
+    }
+
     /// Gives back what a stream has not used of its reservation, so that the next start leaves no gap.
     pub(crate) fn give_back(&self, stream: &StreamName) -> Result<(), NumbersError> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,6 +200,19 @@ mod tests {
 
     fn gate() -> StreamName {
         "gate".parse().unwrap()
+    }
+
+    #[test]
+    fn an_identity_made_anew_goes_on_above_what_the_hub_has_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = Numbers::open(dir.path()).unwrap();
+        numbers.raise(&[(gate(), SegmentNumber(5_000))]).unwrap();
+        drop(numbers);
+        let numbers = Numbers::open(dir.path()).unwrap();
+        assert_eq!(take(&numbers, 0), 5_000);
+        // A hub that has seen less changes nothing.
+        numbers.raise(&[(gate(), SegmentNumber(10))]).unwrap();
+        assert_eq!(take(&numbers, 0), 5_001);
     }
 
     fn take(numbers: &Numbers, floor: u64) -> u64 {

@@ -10,7 +10,7 @@ use link_proto::{
     Bye, Channel, CloseReason, EdgeConfig, EdgeEndpoint, Endpoint, Event, SessionId,
     messages::{ToEdge, ToHub},
 };
-use model::DeviceName;
+use model::{DeviceName, SegmentNumber, StreamName};
 
 use crate::{
     ANSWER_TIMEOUT, EnrolUrl, KeyPair, LinkError, cipher, driver,
@@ -31,6 +31,9 @@ pub struct Enrolled {
     /// `HOST:PORT`, as the URL gave it.
     pub hub_address: String,
     pub hub_key: [u8; 32],
+    /// Per stream of this device the lowest number that the hub has not seen used: a box that takes an old
+    /// name over goes on above it (invariant 2).
+    pub floors: Vec<(StreamName, SegmentNumber)>,
 }
 
 /// Enrols; `keep` makes the identity durable and is called before the hub is told that it was. The same key
@@ -127,9 +130,10 @@ impl<K: FnOnce(&Enrolled) -> std::io::Result<()> + Send> Enrolment<'_, K> {
         message: ToEdge,
     ) {
         match message {
-            ToEdge::Welcome { name, .. } => {
+            ToEdge::Welcome { name, floors, .. } => {
                 let enrolled = Enrolled {
                     name,
+                    floors,
                     hub_address: self.url.address.clone(),
                     hub_key: self.url.hub_key,
                 };
