@@ -105,9 +105,12 @@ impl Recorder {
     /// A recorder for a stream; nothing is written before the first segment.
     pub(crate) fn new(config: RecorderConfig, store: Store, numbers: Numbers) -> Result<Self> {
         let RecorderConfig { stream, .. } = config;
-        // TARGETDURATION never changes in the life of a live list (invariant 4).
+        // TARGETDURATION never changes in the life of a live list (invariant 4); behind an ended one a new
+        // list begins, which chooses its own.
         let list_target_s = match store.live_playlist(&stream) {
-            Ok(list) => list.map(|list| list.target_duration_s),
+            Ok(list) => list
+                .filter(|list| !list.ended)
+                .map(|list| list.target_duration_s),
             Err(StoreError::NoSuchStream(_)) => None,
             Err(error) => return Err(error.into()),
         };

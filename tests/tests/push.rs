@@ -220,6 +220,52 @@ fn several_files_follow_one_another() -> Result<()> {
 }
 
 #[test]
+fn a_push_behind_an_ended_one_is_cut_to_its_own_key_frames() -> Result<()> {
+    let site = site()?;
+    push(&site, "gate", &fixture("h264-25.mp4"))?;
+    let first = playlist(&site.hub.url("/s/gate/live.m3u8"))?;
+    // Its key frames are twelve seconds apart: cut by force at six, not at the first list's two.
+    push(&site, "gate", &fixture("long-gop.mp4"))?;
+    let second = playlist(&site.hub.url("/s/gate/live.m3u8"))?;
+    assert_eq!((first.target_duration, second.target_duration), (2, 6));
+    assert!(second.media_sequence >= first.media_sequence + first.segments.len() as u64);
+    assert_eq!(second.segments.len(), 4);
+    // By default a recording is the newest stretch; both can be asked for.
+    assert_eq!(
+        playlist(&site.hub.url("/s/gate/rec.m3u8"))?.segments.len(),
+        4
+    );
+    let all = playlist(&site.hub.url("/s/gate/rec.m3u8?from=0"))?;
+    assert_eq!(all.segments.len(), first.segments.len() + 4);
+    Ok(())
+}
+
+#[test]
+fn a_box_that_lost_everything_uses_no_number_twice() -> Result<()> {
+    let site = site()?;
+    push(&site, "gate", &fixture("h264-25.mp4"))?;
+    let before = playlist(&site.hub.url("/s/gate/live.m3u8"))?.segments.len();
+    let anew = Edge::enrol(&site._dir.path().join("anew"), &site.hub, "pole-7")?;
+    let clip = fixture("small.ts");
+    let args = ["--stream", "gate", clip.to_str().context("path")?];
+    let status = anew.push(&args, Stdio::null())?.wait(PUSH_LIMIT)?;
+    ensure!(status.success(), "{status}");
+    let here = anew.segments("gate")?;
+    ensure!(
+        here.iter().all(|(number, _)| *number >= before as u64),
+        "{here:?}"
+    );
+    for (number, hash) in here {
+        let got = get(&site.hub.url(&format!("/s/gate/{number}.ts")))?;
+        ensure!(
+            blake3::hash(&got.body).to_string() == hash,
+            "segment {number} differs"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn playlists_keep_the_rules_and_segments_stand_alone() -> Result<()> {
     let site = site()?;
     push(&site, "gate", &fixture("h264-2997-bframes.mp4"))?;
