@@ -143,7 +143,10 @@ fn closed_segments_are_listed_soon() {
         let first = took[0];
         took.sort();
         println!("first {first:?}");
-        println!("listed after: p50 {:?}, p90 {:?}, longest {:?}", took[30], took[54], took[59]);
+        println!(
+            "listed after: p50 {:?}, p90 {:?}, longest {:?}",
+            took[30], took[54], took[59]
+        );
         assert_eq!(took.len(), 60);
     });
 }
@@ -178,6 +181,13 @@ fn much_at_once() {
         println!("{SEGMENTS} segments recorded in {recorded:?}, shipped in {took:?}");
         println!("{:.0} Mbit/s, {resident}", bits / took.as_secs_f64() / 1e6);
         println!("{:?}", edge.status());
-        assert_eq!(edge.store().stream(&gate.stream).unwrap().unwrap().unshipped, 0);
+        assert_eq!(
+            edge.store()
+                .stream(&gate.stream)
+                .unwrap()
+                .unwrap()
+                .unshipped,
+            0
+        );
     });
 }
