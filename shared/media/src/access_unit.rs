@@ -16,9 +16,18 @@ pub struct TrackId(pub u8);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrackFormat {
     /// Annex B access units. Parameter sets are whole NAL units without start codes.
-    H264 { sps: Vec<Bytes>, pps: Vec<Bytes>, info: VideoInfo },
+    H264 {
+        sps: Vec<Bytes>,
+        pps: Vec<Bytes>,
+        info: VideoInfo,
+    },
     /// Annex B access units. Parameter sets are whole NAL units without start codes.
-    H265 { vps: Vec<Bytes>, sps: Vec<Bytes>, pps: Vec<Bytes>, info: VideoInfo },
+    H265 {
+        vps: Vec<Bytes>,
+        sps: Vec<Bytes>,
+        pps: Vec<Bytes>,
+        info: VideoInfo,
+    },
     /// One ADTS frame (header included) per access unit.
     Aac { info: AudioInfo },
 }
