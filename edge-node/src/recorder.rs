@@ -295,7 +295,10 @@ impl Recorder {
         if matches!(self.next_wall, WallClock::At(_)) {
             self.next_wall = WallClock::GoesOn;
         }
-        let wall_start = run.wall_start.plus(media_start - run.media_start);
+        let wall_start = run
+            .wall_start
+            .plus(media_start - run.media_start)
+            .in_calendar();
         let writer = self.store.open_segment(
             &self.stream,
             OpenSegment {

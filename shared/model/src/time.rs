@@ -115,6 +115,15 @@ pub struct WallTime(pub i64);
 pub struct WallTimeError(String);
 
 impl WallTime {
+    /// The last millisecond of the year 9999: what a date can be written of.
+    pub const LATEST: Self = Self(253_402_300_799_999);
+
+    /// The nearest time from 1970 to 9999. Times outside come from clocks that were never set, and no list
+    /// or peer takes them.
+    pub fn in_calendar(self) -> Self {
+        Self(self.0.clamp(0, Self::LATEST.0))
+    }
+
     /// The wall time `d` of media after this one.
     pub fn plus(self, d: MediaDuration) -> Self {
         Self(self.0.saturating_add(d.as_millis()))

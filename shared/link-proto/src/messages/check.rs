@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Latest wall time on the wire: the last millisecond of the year 9999, which playlists can still write.
-const MAX_WALL_MS: i64 = 253_402_300_799_999;
+const MAX_WALL_MS: i64 = WallTime::LATEST.0;
 /// Farthest media time from nought: 33-bit clocks wrap into it for more than a million years.
 const MAX_MEDIA_90K: i64 = 1 << 62;
 /// Longest segment or part: an hour, far above any target duration.
