@@ -26,6 +26,10 @@ const MAX_ROUNDS: usize = 64;
 /// A source that can wait is held back while less than this share of the limit is left.
 const HOLD_BACK_SHARE: u64 = 10;
 
+/// A source that can wait is held back this much before the reserve is touched: else what it cut would be
+/// evicted to make room for what it cuts.
+const HOLD_BACK_BYTES: u64 = 256 << 20;
+
 impl Store {
     /// Plans and carries out retention once. The daemon calls it every few seconds and when a write finds
     /// the disk full.
@@ -80,7 +84,8 @@ impl Store {
         let fill = self.fill()?;
         let margin = |limit: u64| limit - limit / HOLD_BACK_SHARE;
         let full = limits.max_bytes.is_some_and(|max| unshipped >= margin(max));
-        let scarce = fill.free < limits.reserve_bytes && fill.used <= unshipped;
+        let least = limits.reserve_bytes.saturating_add(HOLD_BACK_BYTES);
+        let scarce = fill.free < least && fill.used <= unshipped;
         Ok(full || scarce)
     }
 
