@@ -148,6 +148,7 @@ impl Node {
                 tracing::error!("the uplink has ended: {error}");
             }
         });
+        tasks.spawn(follow_floors(link.clone(), numbers.clone(), stop.clone()));
         tasks.spawn(log_link(link.clone(), identity.hub_address, stop.clone()));
         tasks.spawn(janitor(store.clone(), stop.clone()));
         Ok(Self {
@@ -198,6 +199,32 @@ fn app(
         // A link that is down is no reason to take the local page away.
         ready: Arc::new(|| Ok(())),
         status: Arc::new(move || status::json(&about, &link.borrow())),
+    }
+}
+
+/// Takes over what the hub has seen used, at each welcome: a stream that was another box's goes on above it.
+async fn follow_floors(
+    mut link: watch::Receiver<UplinkStatus>,
+    numbers: Numbers,
+    stop: CancellationToken,
+) {
+    let mut known = Vec::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = link.changed() => if changed.is_err() { return },
+        }
+        let floors = link.borrow_and_update().floors.clone();
+        if floors == known {
+            continue;
+        }
+        known.clone_from(&floors);
+        let numbers = numbers.clone();
+        match spawn_blocking(move || numbers.raise(&floors)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("failed to keep the hub's floors: {error}"),
+            Err(error) => tracing::error!("failed to keep the hub's floors: {error}"),
+        }
     }
 }
 

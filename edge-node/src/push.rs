@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
-use model::StreamName;
+use model::{SegmentNumber, StreamName};
 use program::{
     clock::wall_now,
     exit::Failure,
@@ -17,6 +17,7 @@ use program::{
     output,
     shutdown::{self, Shutdown},
 };
+use store::StoreError;
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
@@ -134,8 +135,12 @@ async fn push_on(
     let ready = tokio::task::spawn_blocking(move || plan.look())
         .await
         .context("failed to look at the sources")?;
+    let first = push.floor().await?;
     let (report, cut_short) = push.cut(ready, progress, signals).await?;
-    let shipped = push.ship(&report, cut_short, progress, signals).await;
+    let shipped = match push.ship(&report, cut_short, progress, signals).await {
+        Ok(()) => push.none_missing(first, report.last).await,
+        failed => failed,
+    };
     let sources = verdict_on_sources(&report);
     match (shipped, sources) {
         (Ok(()), Ok(())) => {
@@ -269,6 +274,48 @@ impl Push<'_> {
         }
     }
 
+    /// The lowest number that this push may use.
+    async fn floor(&self) -> Result<SegmentNumber, Failure> {
+        let (store, stream) = (self.node.store.clone(), self.stream.clone());
+        let floor = tokio::task::spawn_blocking(move || store.floor(&stream))
+            .await
+            .context("failed to look at the stream")?;
+        match floor {
+            Ok(floor) => Ok(floor),
+            Err(StoreError::NoSuchStream(_)) => Ok(SegmentNumber::default()),
+            Err(error) => Err(Failure::failed(error)),
+        }
+    }
+
+    /// That none of this push's segments became a hole (the disk limit, damage): those are not on the hub.
+    async fn none_missing(
+        &self,
+        first: SegmentNumber,
+        last: Option<SegmentNumber>,
+    ) -> Result<(), Failure> {
+        let Some(last) = last else { return Ok(()) };
+        let (store, stream) = (self.node.store.clone(), self.stream.clone());
+        let holes = tokio::task::spawn_blocking(move || store.holes(&stream))
+            .await
+            .context("failed to look for holes")?
+            .context("failed to look for holes")?;
+        let lost: Vec<String> = holes
+            .iter()
+            .filter(|(range, _)| *range.start() <= last && *range.end() >= first)
+            .map(|(range, reason)| {
+                let (from, to) = (range.start(), range.end());
+                format!("{from} to {to} ({})", reason.as_str())
+            })
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::failed(format!(
+            "all else is on the hub, but these segments are lost: {}",
+            lost.join(", ")
+        )))
+    }
+
     fn standing(&self, now: &Standing, total: Option<u64>, all_cut: bool) -> progress::Standing {
         let (cut, cut_bytes) = (self.tally.cut(), self.tally.cut_bytes());
         let all = self.before.unshipped + cut;
@@ -302,17 +349,27 @@ fn verdict_on_sources(report: &Report) -> Result<(), Failure> {
     if let Some(error) = &report.broken {
         return Err(Failure::failed(format!("failed to record: {error}")));
     }
+    if report.cut == 0 && report.failed.is_empty() && report.left.is_none() {
+        return Err(Failure::failed(
+            "nothing was cut: no key frame came to begin at",
+        ));
+    }
     let mut named: Vec<String> = report
         .failed
         .iter()
         .take(MAX_NAMED)
         .map(|(source, error)| format!("{source}: {error}"))
         .collect();
-    if named.is_empty() {
-        return Ok(());
-    }
     if report.failed.len() > MAX_NAMED {
         named.push(format!("and {} more", report.failed.len() - MAX_NAMED));
+    }
+    if let Some(source) = &report.left {
+        named.push(format!(
+            "stopped before the end of {source}; what follows was not read"
+        ));
+    }
+    if named.is_empty() {
+        return Ok(());
     }
     Err(Failure::failed(named.join("; ")))
 }

@@ -86,6 +86,29 @@ fn what_was_good_in_a_damaged_file_is_kept() -> Result<()> {
 }
 
 #[test]
+fn a_file_from_before_1970_harms_nobody() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (hub, edge) = site(dir.path())?;
+    let old = dir.path().join("old.ts");
+    std::fs::copy(fixture("small.ts"), &old)?;
+    // Its modification time is its end: it begins before 1970.
+    let file = std::fs::File::options().write(true).open(&old)?;
+    file.set_modified(std::time::UNIX_EPOCH)?;
+    let args = [
+        "--stream",
+        "old",
+        "--start",
+        "mtime",
+        old.to_str().context("path")?,
+    ];
+    let status = edge.push(&args, Stdio::null())?.wait(LIMIT)?;
+    ensure!(status.success(), "{status}");
+    let list = playlist(&hub.url("/s/old/rec.m3u8"))?;
+    assert!(list.end_list && !list.segments.is_empty());
+    Ok(())
+}
+
+#[test]
 fn names_addresses_and_keys_that_are_wrong_are_refused_with_the_rule() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (hub, edge) = site(dir.path())?;

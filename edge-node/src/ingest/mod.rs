@@ -51,6 +51,8 @@ pub(crate) struct Report {
     pub(crate) last: Option<SegmentNumber>,
     /// Sources that were not read, or not to their end, and why.
     pub(crate) failed: Vec<(SourceName, SourceError)>,
+    /// A file that was left before its end, since the program was told to stop.
+    pub(crate) left: Option<SourceName>,
     /// The disk gave up: nothing after it was recorded.
     pub(crate) broken: Option<RecordError>,
 }
@@ -122,7 +124,10 @@ pub(crate) fn run(
                 tracing::warn!(%source, "{error}");
                 report.failed.push((source, error));
             }
-            Err(Halt::Asked) => break,
+            Err(Halt::Asked) => {
+                report.left = matches!(source, SourceName::File(_)).then_some(source);
+                break;
+            }
             Err(Halt::Record(error)) => {
                 report.broken = Some(error);
                 break;
