@@ -96,9 +96,9 @@ Examples:
 Sources are .ts and .mp4 files (told apart by content, not by name), or `-` for MPEG-TS on standard
 input. Several files follow one another; one whose timestamps go on from the last stays in its run.
 
-Exit code 0: the hub has stored everything and ended the stream. Exit code 1: a source was bad or left before its end, or
-\"N segments stay on this disk\" because the hub could not be reached; the next `push` or `run` ships
-them. The first Ctrl-C (or SIGTERM) ends the stream and ships for up to 10 s; the second ends at once.")]
+Exit code 0: the hub has stored everything and ended the stream. Exit code 1: a source was bad, or a
+file left before its end, or \"N segments stay on this disk\" because the hub could not be reached; the
+next `push` or `run` ships them. The first Ctrl-C (or SIGTERM) ends the stream and ships for up to 10 s; the second ends at once.")]
     Push(PushArgs),
     /// Show what is on this disk, what the hub has, and how the link is
     #[command(
