@@ -20,10 +20,10 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::error::{Result, StoreError};
 
 /// The version that this program writes; each step up has its SQL in [`MIGRATIONS`].
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// From version n to n + 1.
-const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; VERSION as usize] = [include_str!("v1.sql"), include_str!("v2.sql")];
 
 /// A subcommand beside a daemon waits this long for the other's commit.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
