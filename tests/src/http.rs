@@ -75,9 +75,14 @@ pub fn playlist(url: &str) -> Result<MediaPlaylist> {
         answer.status,
         answer.text()
     );
-    match m3u8_rs::parse_media_playlist(&answer.body) {
+    parse(url, &answer.body)
+}
+
+/// Parses a media playlist from `from` to its last byte.
+pub(crate) fn parse(from: &str, text: &[u8]) -> Result<MediaPlaylist> {
+    match m3u8_rs::parse_media_playlist(text) {
         Ok(([], playlist)) => Ok(playlist),
-        Ok((rest, _)) => anyhow::bail!("{url}: unparsed rest {:?}", String::from_utf8_lossy(rest)),
-        Err(error) => anyhow::bail!("{url}: {error}: {}", answer.text()),
+        Ok((rest, _)) => anyhow::bail!("{from}: unparsed rest {:?}", String::from_utf8_lossy(rest)),
+        Err(error) => anyhow::bail!("{from}: {error}: {}", String::from_utf8_lossy(text)),
     }
 }

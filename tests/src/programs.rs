@@ -67,7 +67,13 @@ pub struct Hub {
 impl Hub {
     /// Starts a hub in `dir` and waits until it is ready.
     pub fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, "")
+    }
+
+    /// Starts a hub with a configuration: the text of its `hub.toml`, without addresses.
+    pub fn start_with(dir: &Path, config: &str) -> Result<Self> {
         fs::create_dir_all(dir)?;
+        fs::write(dir.join("hub.toml"), config)?;
         let mut hub = Self {
             dir: dir.to_owned(),
             link: free_port()?,
@@ -79,12 +85,25 @@ impl Hub {
         Ok(hub)
     }
 
-    /// Starts the program again after `kill` or `stop`.
+    /// Starts the program again after `kill` or `stop`, and waits until it is ready.
     pub fn up(&mut self) -> Result<()> {
+        self.begin()?;
+        let url = self.url("/readyz");
+        wait_for("the hub to be ready", Duration::from_secs(20), || {
+            http::get(&url).ok().filter(|answer| answer.status == 200)
+        })
+        .with_context(|| self.log())?;
+        Ok(())
+    }
+
+    /// Starts the program again and waits for nothing.
+    pub fn begin(&mut self) -> Result<()> {
         let log = append(&self.dir.join("log"))?;
         let mut command = Command::new(program("hub"));
         command
             .arg("serve")
+            .arg("--config")
+            .arg(self.dir.join("hub.toml"))
             .arg("--data-dir")
             .arg(&self.dir)
             .args(["--link", &format!("127.0.0.1:{}", self.link)])
@@ -95,11 +114,6 @@ impl Hub {
             .stderr(log);
         let child = command.spawn().context("hub serve")?;
         self.child = Some(child);
-        let url = self.url("/readyz");
-        wait_for("the hub to be ready", Duration::from_secs(20), || {
-            http::get(&url).ok().filter(|answer| answer.status == 200)
-        })
-        .with_context(|| self.log())?;
         Ok(())
     }
 
@@ -226,10 +240,24 @@ impl Edge {
 
     /// Starts `edge-node push ARGS`, its standard input from `stdin`.
     pub fn push(&self, args: &[&str], stdin: Stdio) -> Result<Push> {
+        self.spawn("push", args, stdin)
+    }
+
+    /// Starts `edge-node run ARGS`.
+    pub fn run(&self, args: &[&str]) -> Result<Push> {
+        self.spawn("run", args, Stdio::null())
+    }
+
+    /// Starts any subcommand and waits for nothing.
+    pub fn begin(&self, command: &str, args: &[&str]) -> Result<Push> {
+        self.spawn(command, args, Stdio::null())
+    }
+
+    fn spawn(&self, command: &str, args: &[&str], stdin: Stdio) -> Result<Push> {
         fs::create_dir_all(&self.dir)?;
         let log = append(&self.dir.join("log"))?;
         let child = Command::new(program("edge-node"))
-            .arg("push")
+            .arg(command)
             .arg("--data-dir")
             .arg(&self.dir)
             .args(args)
@@ -237,26 +265,7 @@ impl Edge {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .context("edge-node push")?;
-        Ok(Push {
-            child: Some(child),
-            dir: self.dir.clone(),
-        })
-    }
-
-    /// Starts `edge-node run ARGS`.
-    pub fn run(&self, args: &[&str]) -> Result<Push> {
-        let log = append(&self.dir.join("log"))?;
-        let child = Command::new(program("edge-node"))
-            .arg("run")
-            .arg("--data-dir")
-            .arg(&self.dir)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("edge-node run")?;
+            .with_context(|| format!("edge-node {command}"))?;
         Ok(Push {
             child: Some(child),
             dir: self.dir.clone(),
@@ -289,7 +298,7 @@ impl Edge {
     }
 }
 
-/// A running `edge-node push` (or `run`).
+/// A running `edge-node push` (or another subcommand).
 pub struct Push {
     child: Option<Child>,
     dir: PathBuf,
@@ -307,6 +316,12 @@ impl Push {
             let _ = child.wait();
         }
         ended.with_context(|| self.log())
+    }
+
+    /// It has ended by itself, however.
+    pub fn has_ended(&mut self) -> bool {
+        let ended = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
+        self.child.as_mut().is_none_or(ended)
     }
 
     pub fn kill(mut self) -> Result<()> {
