@@ -132,9 +132,14 @@ impl Hub {
         terminate(child)
     }
 
-    /// Memory in use now, in bytes.
+    /// The most memory that was in use, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         resident_bytes(self.child.as_ref().context("the hub is not running")?.id())
+    }
+
+    /// Memory in use now, in bytes, and open files.
+    pub fn usage(&self) -> Result<(u64, u64)> {
+        usage(self.child.as_ref().context("the hub is not running")?.id())
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -341,6 +346,11 @@ impl Push {
         resident_bytes(self.child.as_ref().context("ended already")?.id())
     }
 
+    /// Memory in use now, in bytes, and open files.
+    pub fn usage(&self) -> Result<(u64, u64)> {
+        usage(self.child.as_ref().context("ended already")?.id())
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
@@ -384,11 +394,20 @@ fn terminate(mut child: Child) -> Result<ExitStatus> {
 }
 
 fn resident_bytes(pid: u32) -> Result<u64> {
+    of_status(pid, "VmHWM:")
+}
+
+fn usage(pid: u32) -> Result<(u64, u64)> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
+    Ok((of_status(pid, "VmRSS:")?, files))
+}
+
+fn of_status(pid: u32, field: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status
         .lines()
-        .find(|l| l.starts_with("VmHWM:"))
-        .context("VmHWM")?;
+        .find(|l| l.starts_with(field))
+        .with_context(|| format!("no {field}"))?;
     let kib: u64 = line.split_whitespace().nth(1).context("value")?.parse()?;
     Ok(kib * 1024)
 }

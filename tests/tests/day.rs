@@ -1,0 +1,281 @@
+//! A day of video in fast motion through cuts, kills and full disks: nothing lost, memory and files flat.
+//!
+//! By default some minutes of stream time; `scripts/soak day` sets `PENSTOCK_DAY_MINUTES` to 1,440. The
+//! video comes `SPEED` times as fast as a camera would send it, so its wall times say nothing here.
+
+// A test's panic is its verdict.
+#![allow(clippy::indexing_slicing)]
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use rusqlite::{Connection, OpenFlags};
+use system_tests::{Edge, Hub, Line, Push, Watcher, fixture, playlist, seeded, setting};
+
+const SPEED: u32 = 60;
+const STREAM: &str = "cam";
+
+/// Between two incidents, in real time.
+const CALM: std::ops::Range<u64> = 2_000..9_000;
+
+/// A camera that never ends and does not wait to be read.
+fn camera(clip: &Path) -> Result<(Child, Stdio)> {
+    let mut ffmpeg = Command::new("ffmpeg")
+        .args(["-hide_banner", "-loglevel", "quiet", "-nostdin"])
+        .args(["-readrate", &SPEED.to_string(), "-stream_loop", "-1", "-i"])
+        .arg(clip)
+        .args(["-c", "copy", "-f", "mpegts", "-"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("ffmpeg")?;
+    let out = ffmpeg.stdout.take().context("stdout")?;
+    Ok((ffmpeg, Stdio::from(out)))
+}
+
+/// Hub, edge and camera, and what they use.
+struct Site {
+    hub: Hub,
+    edge: Edge,
+    line: Line,
+    running: Option<(Push, Child)>,
+    clip: std::path::PathBuf,
+    incidents: BTreeMap<&'static str, u32>,
+}
+
+impl Site {
+    fn record(&mut self) -> Result<()> {
+        if self
+            .running
+            .as_mut()
+            .is_some_and(|(push, _)| !push.has_ended())
+        {
+            return Ok(());
+        }
+        self.stop_camera()?;
+        let (camera, video) = camera(&self.clip)?;
+        let limit = ["--max-bytes", "200MB", "--reserve-bytes", "1MB"];
+        let args = [&["--stream", STREAM], &limit[..], &["-"]].concat();
+        self.running = Some((self.edge.push(&args, video)?, camera));
+        Ok(())
+    }
+
+    /// `kill -9` of the edge, and of the camera with it.
+    fn stop_camera(&mut self) -> Result<()> {
+        if let Some((push, mut camera)) = self.running.take() {
+            push.kill()?;
+            camera.kill()?;
+            camera.wait()?;
+        }
+        Ok(())
+    }
+
+    fn incident(&mut self, rng: &mut Rng) -> Result<()> {
+        let spell = Duration::from_millis(rng.u64(200..4_000));
+        let what = match rng.u32(..8) {
+            0..=2 => {
+                self.line.cut();
+                thread::sleep(spell);
+                self.line.mend();
+                "line cut"
+            }
+            3 | 4 => {
+                self.hub.kill()?;
+                thread::sleep(spell / 4);
+                self.hub.up()?;
+                "hub killed"
+            }
+            5 => {
+                self.stop_camera()?;
+                "edge killed"
+            }
+            6 => {
+                self.stop_camera()?;
+                self.hub.kill()?;
+                self.hub.up()?;
+                "both killed"
+            }
+            _ => {
+                self.line.cut();
+                self.hub.kill()?;
+                self.hub.up()?;
+                thread::sleep(spell);
+                self.line.mend();
+                "line cut, hub killed"
+            }
+        };
+        *self.incidents.entry(what).or_default() += 1;
+        Ok(())
+    }
+}
+
+/// Memory (bytes) and open files, of hub and edge together, as the day went.
+#[derive(Default)]
+struct Usage(Vec<(u64, u64)>);
+
+impl Usage {
+    fn look(&mut self, site: &Site) {
+        let edge = site
+            .running
+            .as_ref()
+            .and_then(|(push, _)| push.usage().ok());
+        if let (Ok(hub), Some(edge)) = (site.hub.usage(), edge) {
+            self.0.push((hub.0 + edge.0, hub.1 + edge.1));
+        }
+    }
+
+    /// The most of both in the first and in the last third.
+    fn ends(&self) -> [(u64, u64); 2] {
+        let third = self.0.len() / 3;
+        let most = |of: &[(u64, u64)]| {
+            let memory = of.iter().map(|u| u.0).max().unwrap_or(0);
+            (memory, of.iter().map(|u| u.1).max().unwrap_or(0))
+        };
+        [
+            most(&self.0[..third]),
+            most(&self.0[self.0.len() - third..]),
+        ]
+    }
+}
+
+#[test]
+fn a_day_in_fast_motion() -> Result<()> {
+    let minutes = setting("PENSTOCK_DAY_MINUTES", 15);
+    let mut rng = seeded(4);
+    let dir = tempfile::tempdir()?;
+    let hub = Hub::start(&dir.path().join("hub"))?;
+    let line = Line::to(hub.link_address())?;
+    let edge = Edge::enrol_over(&dir.path().join("edge"), &hub, "pole-7", line.address())?;
+    let watcher = Watcher::start(&hub.url(""), STREAM);
+    let mut site = Site {
+        hub,
+        edge,
+        line,
+        running: None,
+        clip: fixture("small.ts"),
+        incidents: BTreeMap::new(),
+    };
+    let day = Duration::from_secs(u64::from(minutes) * 60 / u64::from(SPEED));
+    let began = Instant::now();
+    let mut usage = Usage::default();
+    while began.elapsed() < day && !watcher.has_failed() {
+        site.record()?;
+        let calm = Instant::now() + Duration::from_millis(rng.u64(CALM));
+        while Instant::now() < calm {
+            thread::sleep(Duration::from_millis(500));
+            usage.look(&site);
+        }
+        site.incident(&mut rng)?;
+    }
+    // The camera goes away; what it sent is shipped to the end.
+    if let Some((push, mut camera)) = site.running.take() {
+        camera.kill()?;
+        camera.wait()?;
+        let status = push.wait(Duration::from_secs(600))?;
+        ensure!(status.success(), "the last push: {status}");
+    } else {
+        let clip = site.clip.clone();
+        let args = [
+            "--stream",
+            STREAM,
+            "--wait",
+            "10m",
+            clip.to_str().context("path")?,
+        ];
+        let status = site
+            .edge
+            .push(&args, Stdio::null())?
+            .wait(Duration::from_secs(660))?;
+        ensure!(status.success(), "the last push: {status}");
+    }
+    let rules = watcher.end()?;
+    ensure!(playlist(&site.hub.url(&format!("/s/{STREAM}/live.m3u8")))?.end_list);
+    ensure!(site.hub.stop()?.success());
+    let whole = whole(site.hub.data_dir())?;
+    println!(
+        "{:.1} h of video in {} s, {} segments in {} runs, {} live lists looked at; {:?}",
+        whole.seconds / 3_600.0,
+        began.elapsed().as_secs(),
+        whole.segments,
+        whole.runs,
+        rules.looks(),
+        site.incidents
+    );
+    ensure!(whole.segments > 0 && whole.seconds > f64::from(minutes) * 60.0 / 3.0);
+    let [(memory, files), (memory_after, files_after)] = usage.ends();
+    println!(
+        "most in the first third: {} MB, {files} files; in the last: {} MB, {files_after} files",
+        memory / 1_000_000,
+        memory_after / 1_000_000
+    );
+    ensure!(
+        memory_after <= memory + memory / 4 + 8_000_000,
+        "memory grows"
+    );
+    ensure!(files_after <= files + 16, "open files grow");
+    Ok(())
+}
+
+struct Whole {
+    segments: u64,
+    runs: u64,
+    seconds: f64,
+}
+
+/// Reads the hub's ledger: within a run every segment follows the one before it, and every hole says why.
+fn whole(hub: &Path) -> Result<Whole> {
+    let catalog =
+        Connection::open_with_flags(hub.join("catalog.db"), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let lost: i64 =
+        catalog.query_row("SELECT COUNT(*) FROM segment WHERE state <> 1", [], |r| {
+            r.get(0)
+        })?;
+    ensure!(lost == 0, "{lost} segments were announced and never came");
+    let mut holes = catalog.prepare("SELECT first, last, reason FROM tombstone")?;
+    let holes: Vec<(i64, i64, i64)> = holes
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?
+        .collect::<Result<_, _>>()?;
+    let mut rows = catalog.prepare(
+        "SELECT number, run, media_90k, duration_90k FROM segment ORDER BY stream, number",
+    )?;
+    let mut rows = rows.query([])?;
+    let mut before: Option<(i64, i64, i64)> = None;
+    let mut whole = Whole {
+        segments: 0,
+        runs: 0,
+        seconds: 0.0,
+    };
+    while let Some(row) = rows.next()? {
+        let (number, run, start, duration): (i64, i64, i64, i64) =
+            (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+        whole.segments += 1;
+        whole.seconds += duration as f64 / 90_000.0;
+        match before {
+            Some((last, same, end)) if same == run => {
+                let explained = holes
+                    .iter()
+                    .any(|(first, to, _)| (last + 1..=number - 1).contains(first) && *to < number);
+                ensure!(
+                    number == last + 1 || explained,
+                    "no segment between {last} and {number} of run {run}"
+                );
+                ensure!(
+                    number != last + 1 || start == end,
+                    "{number} begins at {start}, {last} ends at {end}"
+                );
+            }
+            _ => whole.runs += 1,
+        }
+        before = Some((number, run, start + duration));
+    }
+    ensure!(holes.len() < 64, "{} holes: {holes:?}", holes.len());
+    println!("holes (first, last, reason): {holes:?}");
+    Ok(whole)
+}
