@@ -134,7 +134,7 @@ fn random_push(edge: &Edge, clips: &[PathBuf], rng: &mut Rng) -> Result<Push> {
 fn pause(rng: &mut Rng) -> Duration {
     match rng.u32(..3) {
         0 => Duration::from_millis(rng.u64(..120)),
-        _ => Duration::from_millis(rng.u64(100..1_500)),
+        _ => Duration::from_millis(rng.u64(100..2_500)),
     }
 }
 
