@@ -313,6 +313,13 @@ impl Sender {
         }
     }
 
+    /// Entries of all tables and queues together: what must not grow with the hours.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        let streams = self.streams.values().map(Stream::held).sum::<usize>();
+        streams + self.flows.len() + self.commands.len() + self.control.len()
+    }
+
     /// So much work waits for the shell that no message should be taken before it is done.
     pub fn is_backed_up(&self) -> bool {
         self.commands.len() >= MAX_COMMANDS

@@ -111,6 +111,16 @@ pub(super) enum Next {
 }
 
 impl Stream {
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.settled.range_count()
+            + self.partials.len()
+            + self.queue.len()
+            + self.runs.len()
+            + self.answered.len()
+            + self.unacknowledged.len()
+    }
+
     pub(super) fn is_shipping(&self) -> bool {
         matches!(self.phase, Phase::Shipping)
     }

@@ -1,5 +1,6 @@
 //! Both halves over model stores: first a line that keeps everything, then one that breaks everything.
 
+mod day;
 mod over_sessions;
 mod stores;
 mod world;

@@ -20,21 +20,23 @@ use crate::{
 
 /// An edge and a hub with their stores; the shells between store and session as `shared/link` has them, but
 /// without threads.
-struct Pair {
-    world: World,
-    random: Random,
-    edge: EdgeStore,
-    sender: Sender,
+pub(super) struct Pair {
+    pub(super) world: World,
+    pub(super) random: Random,
+    pub(super) edge: EdgeStore,
+    pub(super) sender: Sender,
     welcomed: Option<SessionId>,
-    hub: HubStore,
+    pub(super) hub: HubStore,
     receiver: Receiver,
     hub_session: Option<SessionId>,
     answers: std::collections::VecDeque<ToEdge>,
     media_bytes: u64,
+    /// Segments that were compared and let go of.
+    compared: u64,
 }
 
 impl Pair {
-    fn new(seed: u64, line: &Line) -> Self {
+    pub(super) fn new(seed: u64, line: &Line) -> Self {
         let mut world = World::new(seed);
         world.add_edge(line.clone(), line.clone(), Cipher::AesGcm);
         Self {
@@ -48,10 +50,11 @@ impl Pair {
             hub_session: None,
             answers: std::collections::VecDeque::new(),
             media_bytes: 0,
+            compared: 0,
         }
     }
 
-    fn stream(&mut self, name: &str) -> StreamName {
+    pub(super) fn stream(&mut self, name: &str) -> StreamName {
         let name: StreamName = name.parse().unwrap();
         self.edge.streams.entry(name.clone()).or_default();
         self.name_streams();
@@ -63,23 +66,23 @@ impl Pair {
         self.sender.set_streams(names);
     }
 
-    fn record(&mut self, stream: &StreamName, bytes: usize) {
+    pub(super) fn record(&mut self, stream: &StreamName, bytes: usize) {
         let bytes = self.random.bytes(bytes);
         self.edge.streams.get_mut(stream).unwrap().part(&bytes);
         self.sender.changed();
     }
 
-    fn close(&mut self, stream: &StreamName) {
+    pub(super) fn close(&mut self, stream: &StreamName) {
         self.edge.streams.get_mut(stream).unwrap().close();
         self.sender.changed();
     }
 
-    fn end_all(&mut self) {
+    pub(super) fn end_all(&mut self) {
         self.edge.streams.values_mut().for_each(|edge| edge.end());
         self.sender.changed();
     }
 
-    fn restart_edge(&mut self, lose_parts: usize) {
+    pub(super) fn restart_edge(&mut self, lose_parts: usize) {
         for edge in self.edge.streams.values_mut() {
             edge.restart(lose_parts, 0);
         }
@@ -89,7 +92,7 @@ impl Pair {
         self.world.restart_edge(0);
     }
 
-    fn restart_hub(&mut self, lose: usize) {
+    pub(super) fn restart_hub(&mut self, lose: usize) {
         self.hub.restart(lose);
         self.receiver = Receiver::new();
         self.hub_session = None;
@@ -98,7 +101,7 @@ impl Pair {
     }
 
     /// Lets time go on; stops early once `done`.
-    fn run(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
+    pub(super) fn run(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> bool {
         let until = self.world.now + limit;
         loop {
             for (who, event) in self.world.take_events() {
@@ -247,7 +250,27 @@ impl Pair {
         }
     }
 
-    fn assert_replicated(&self) {
+    /// Compares what is stored, all but the newest `keep` of each stream, and deletes it at both ends as
+    /// retention would. How many were compared so far.
+    pub(super) fn let_go(&mut self, keep: usize) -> u64 {
+        for (name, edge) in &mut self.edge.streams {
+            let Some(hub) = self.hub.streams.get_mut(name) else {
+                continue;
+            };
+            let old = edge.closed.len().saturating_sub(keep);
+            let stored: Vec<_> = edge.closed.keys().take(old).copied().collect();
+            for number in stored {
+                if edge.stored.contains(number) {
+                    assert_eq!(hub.here.remove(&number), edge.closed.remove(&number));
+                    hub.holes.insert(number);
+                    self.compared += 1;
+                }
+            }
+        }
+        self.compared
+    }
+
+    pub(super) fn assert_replicated(&self) {
         for (name, edge) in &self.edge.streams {
             let hub = &self.hub.streams[name];
             for (number, segment) in &edge.closed {
@@ -259,11 +282,11 @@ impl Pair {
     }
 }
 
-fn ms(n: u64) -> Duration {
+pub(super) const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-fn lossy(loss: f64) -> Line {
+pub(super) fn lossy(loss: f64) -> Line {
     Line {
         delay: ms(40),
         jitter: ms(5),
