@@ -191,7 +191,15 @@ pub(crate) fn sessions(data: &[u8]) {
             heard.retain(|_, last| *last != u32::MAX);
         }
     }
-    panic!("no message came through in four minutes on a clean line");
+    let stats = [
+        edge.and_then(|id| world.edges[0].endpoint.stats(id)),
+        hub.and_then(|id| world.hub.stats(id)),
+    ];
+    panic!(
+        "no message came through in four minutes on a clean line: {stats:?} {:?} {:?}",
+        world.edges[0].endpoint.counters(),
+        world.hub.counters(),
+    );
 }
 
 fn message(number: u32, bytes: usize) -> Bytes {

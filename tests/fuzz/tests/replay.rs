@@ -46,7 +46,10 @@ fn every_input_of_every_corpus_passes() {
 fn seeds_and_clips_pass() {
     let mut failed = Vec::new();
     for target in TARGETS {
-        for seed in fuzz_targets::seeds(target.name).into_iter().chain([Vec::new()]) {
+        for seed in fuzz_targets::seeds(target.name)
+            .into_iter()
+            .chain([Vec::new()])
+        {
             if std::panic::catch_unwind(|| (target.run)(&seed)).is_err() {
                 failed.push(target.name);
             }
