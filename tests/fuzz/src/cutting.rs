@@ -227,7 +227,7 @@ pub(crate) fn check_cuts(cuts: &[Cut]) {
 
 /// Whole packets, PAT and PMT first, and every PID's counter runs on through the run.
 fn check_part(bytes: &[u8], counters: &mut BTreeMap<u16, u8>) {
-    assert!(!bytes.is_empty() && bytes.len() % PACKET_BYTES == 0);
+    assert!(!bytes.is_empty() && bytes.len().is_multiple_of(PACKET_BYTES));
     for (at, packet) in bytes.chunks(PACKET_BYTES).enumerate() {
         let packet = Packet::parse(packet).expect("a whole packet");
         match at {
