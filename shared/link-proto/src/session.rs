@@ -233,7 +233,7 @@ impl Session {
     }
 
     /// An authentic datagram with whatever inside, as only a broken peer would send it.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn seal_anything(&mut self, plain: &[u8]) -> Vec<u8> {
         let counter = self.next_counter;
         self.next_counter += 1;

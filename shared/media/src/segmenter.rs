@@ -68,7 +68,8 @@ pub enum Cut {
     Run(RunFormat),
     /// A segment begins.
     Open {
-        /// Presentation time of its first sample: within a run, where the segment before ended.
+        /// Presentation time of its first sample: within a run, where the segment before ended, or later
+        /// after a pause longer than a segment may be.
         media_start: MediaTime,
         /// Begins with a key frame, or the run has no video.
         independent: bool,

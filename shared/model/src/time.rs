@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
 /// The clock of MPEG-TS: 90 kHz.
@@ -144,14 +144,19 @@ impl FromStr for WallTime {
     type Err = WallTimeError;
     fn from_str(text: &str) -> Result<Self, WallTimeError> {
         let wrong = || WallTimeError(text.chars().take(64).collect());
+        // A time of five digits' years would be shown as no RFC 3339 has it, and could not be read again.
+        let dated = |t: &DateTime<Utc>| (0..=9_999).contains(&t.year());
         if let Ok(ms) = text.parse::<i64>() {
             return DateTime::from_timestamp_millis(ms)
+                .filter(dated)
                 .map(|_| Self(ms))
                 .ok_or_else(wrong);
         }
         DateTime::parse_from_rfc3339(text)
+            .ok()
+            .filter(|t| dated(&t.to_utc()))
             .map(|t| Self(t.timestamp_millis()))
-            .map_err(|_| wrong())
+            .ok_or_else(wrong)
     }
 }
 
@@ -177,7 +182,14 @@ mod tests {
             "2026-05-01T10:00:00.250+02:00".parse::<WallTime>().unwrap(),
             t
         );
-        for bad in ["", "yesterday", "2026-05-01", "99999999999999999"] {
+        for bad in [
+            "",
+            "yesterday",
+            "2026-05-01",
+            "99999999999999999",
+            "253402300800000",
+            "9999-12-31T23:59:59-01:00",
+        ] {
             assert!(bad.parse::<WallTime>().is_err(), "{bad}");
         }
     }

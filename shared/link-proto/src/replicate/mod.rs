@@ -5,6 +5,9 @@
 //! state. Both halves are pure: they see messages and facts about a store, and answer with messages and
 //! with work for the shell that holds the store (invariants 3, 5 and 7). No store and no session here.
 
+#[cfg(all(feature = "sim", not(test)))]
+#[path = "tests/operations.rs"]
+pub mod operations;
 pub mod receiver;
 pub mod sender;
 #[cfg(test)]

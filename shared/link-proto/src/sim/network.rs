@@ -110,6 +110,8 @@ impl Network {
             if self.chance() < turn {
                 state.bad = !state.bad;
             }
+        } else {
+            state.bad = false;
         }
         let lost = self.chance() < line.loss;
         if cut || lost || state.bad || delivery.bytes.len() > line.mtu {
