@@ -14,7 +14,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -78,14 +78,17 @@ pub(crate) fn open_store(settings: &Settings, holder: &str) -> Result<Store> {
             reserve_bytes: settings.reserve_bytes,
             keep_unshipped: true,
         },
+        sync_parts: settings.sync_parts,
     };
+    let began = Instant::now();
     let (store, found) = Store::open(dir, options)?;
-    tracing::debug!(
+    tracing::info!(
         data_dir = %dir.display(),
         open_closed = found.open_closed,
         partials_kept = found.partials_kept,
         orphans_removed = found.orphans_removed,
         missing_files = found.missing_files,
+        took_ms = began.elapsed().as_millis(),
         "opened the store"
     );
     if found.open_closed > 0 || found.missing_files > 0 {

@@ -9,6 +9,7 @@
 mod http;
 mod line;
 mod player;
+pub mod power;
 mod programs;
 
 pub use http::{Response, get, get_with, playlist};

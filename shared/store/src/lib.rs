@@ -45,6 +45,10 @@ pub struct StoreOptions {
     /// How much a live list keeps listed. Default 120 s; at least 3 targets and 6 segments in any case.
     pub live_window: Duration,
     pub limits: RetentionLimits,
+    /// Each finished part is made durable before the next is written: a loss of power takes the open
+    /// segment's last part at most. Without it, all of the open segment. Default false: a hub gets its
+    /// parts again from the edge.
+    pub sync_parts: bool,
 }
 
 impl Default for StoreOptions {
@@ -54,6 +58,7 @@ impl Default for StoreOptions {
             local_playlists: false,
             live_window: media::live_list::DEFAULT_WINDOW.to_duration(),
             limits: RetentionLimits::default(),
+            sync_parts: false,
         }
     }
 }
