@@ -168,7 +168,7 @@ fn open_store(settings: &Settings) -> Result<Store> {
         partials_kept = found.partials_kept,
         orphans_removed = found.orphans_removed,
         missing_files = found.missing_files,
-        took_ms = began.elapsed().as_millis(),
+        took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "opened the store"
     );
     Ok(store)

@@ -29,6 +29,7 @@ use bytes::Bytes;
 use model::{DeviceName, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamName, WallTime};
 
 pub use error::StoreError;
+pub use files::make_data_dir;
 pub use recording::MAX_RECORDING_SEGMENTS;
 pub use retention::RetentionLimits;
 pub use store::Store;
