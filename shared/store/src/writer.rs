@@ -127,6 +127,11 @@ impl SegmentWriter {
         self.store.tick();
         if self.store.inner().options.sync_parts {
             self.file.sync_data().at(&self.path)?;
+            if part.offset == 0 {
+                // The file's name: its own sync need not make that durable.
+                let layout = &self.store.inner().layout;
+                sync_folder(&layout.folder(&self.stream, self.open.number))?;
+            }
         }
         tracing::trace!(stream = %self.stream, number = self.open.number.0, bytes = self.bytes, "part finished");
         Ok(())
