@@ -52,7 +52,7 @@ pub fn record(work: &Path) -> Result<Recording> {
     let (hub_disk, edge_disk) = (mount("hub", Side::Hub)?, mount("edge", Side::Edge)?);
     let (hub_dir, edge_dir) = (data_dir(hub_disk.path()), data_dir(edge_disk.path()));
     let ports = Ports::free()?;
-    let hub = site::hub(&hub_dir, ports, &["--max-bytes", "5MB"], log.clone())?;
+    let hub = site::hub(&hub_dir, ports, &["--max-bytes", "2MB"], log.clone())?;
 
     let address = format!("127.0.0.1:{}", ports.link);
     let url = site::hub_command(&hub_dir, &["enroll", "pole-7", "--address", &address])?;
@@ -71,7 +71,7 @@ pub fn record(work: &Path) -> Result<Recording> {
         let url = format!("http://127.0.0.1:{}/s/{stream}/live.m3u8", ports.http);
         watch(url, Side::Hub, stream, log.clone(), stop.clone())
     });
-    push_file(&edge_dir, &log, "footage.mp4")?;
+    push_file(&edge_dir, &log, "live.ts")?;
     push_camera(&edge_dir, &log, 12)?;
     site::hub_command(&hub_dir, &["device", "disable", "pole-7"])?;
     site::hub_command(&hub_dir, &["device", "enable", "pole-7"])?;
@@ -110,7 +110,7 @@ pub fn record(work: &Path) -> Result<Recording> {
 fn push_file(edge_dir: &Path, log: &Log, name: &str) -> Result<()> {
     let file = fixture(name);
     let file = file.to_str().context("path")?;
-    let args = ["push", "--stream", "files", "--max-bytes", "5MB", file];
+    let args = ["push", "--stream", "files", "--max-bytes", "2MB", file];
     let push = Program::start(&mut site::edge(edge_dir, &args), Side::Edge, log.clone())?;
     let (status, text) = push.wait(PUSH_LIMIT)?;
     ensure!(status.success(), "push of {file}: {status}: {text}");
@@ -128,7 +128,7 @@ fn push_camera(edge_dir: &Path, log: &Log, seconds: u32) -> Result<()> {
         "--stream",
         "cam",
         "--max-bytes",
-        "5MB",
+        "2MB",
         "--http",
         "127.0.0.1:0",
         "-",
