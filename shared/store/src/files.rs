@@ -180,3 +180,19 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
         .at(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_is_made_with_all_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        make_data_dir(&deep).unwrap();
+        make_data_dir(&deep).unwrap();
+        assert!(deep.is_dir());
+        fs::write(dir.path().join("file"), b"").unwrap();
+        assert!(make_data_dir(&dir.path().join("file/below")).is_err());
+    }
+}
