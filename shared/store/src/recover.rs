@@ -234,7 +234,7 @@ fn whole_bytes(bytes: &[u8]) -> usize {
         _ => false,
     };
     let ended = packets.get(..good).and_then(|packets| packets.last());
-    let whole = if begins || ended.is_some_and(|packet| is_stuffed(packet)) {
+    let whole = if begins || ended.is_some_and(is_stuffed) {
         good
     } else {
         packets
