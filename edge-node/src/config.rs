@@ -47,6 +47,7 @@ struct HttpFile {
 struct DiskFile {
     max_bytes: Option<ByteSize>,
     reserve_bytes: Option<ByteSize>,
+    sync_parts: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,6 +76,7 @@ pub(crate) struct Settings {
     pub(crate) http: SocketAddr,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) reserve_bytes: u64,
+    pub(crate) sync_parts: bool,
 }
 
 /// A setting whose value can't be. The operator is at fault.
@@ -104,6 +106,7 @@ impl Settings {
                 .or(file.disk.reserve_bytes)
                 .unwrap_or(DEFAULT_RESERVE)
                 .as_u64(),
+            sync_parts: file.disk.sync_parts.unwrap_or(true),
         };
         if settings.max_bytes == Some(0) {
             let rule = "give a size above 0, or leave it out".to_owned();
@@ -179,16 +182,18 @@ mod tests {
             (settings.max_bytes, settings.reserve_bytes),
             (None, 1 << 30)
         );
+        assert!(settings.sync_parts);
     }
 
     #[test]
     fn flags_win_over_the_file() {
-        let file = "data_dir = '/a'\nhttp.listen = '1.2.3.4:5'\ndisk.max_bytes = '200GB'\ndisk.reserve_bytes = '5GiB'";
+        let file = "data_dir = '/a'\nhttp.listen = '1.2.3.4:5'\ndisk.max_bytes = '200GB'\ndisk.reserve_bytes = '5GiB'\ndisk.sync_parts = false";
         let settings = resolve(file, Overrides::default()).unwrap();
         assert_eq!(settings.data_dir.to_str(), Some("/a"));
         assert_eq!(settings.http.to_string(), "1.2.3.4:5");
         assert_eq!(settings.max_bytes, Some(200_000_000_000));
         assert_eq!(settings.reserve_bytes, 5 << 30);
+        assert!(!settings.sync_parts);
         let over = Overrides {
             data_dir: Some("/b".into()),
             max_bytes: Some(ByteSize::gb(1)),
@@ -276,6 +281,7 @@ mod tests {
         let file: File = toml::from_str(&all).unwrap();
         assert!(file.data_dir.is_some() && file.http.listen.is_some());
         assert!(file.disk.max_bytes.is_some() && file.disk.reserve_bytes.is_some());
+        assert!(file.disk.sync_parts.is_some());
         assert!(
             file.stream
                 .iter()

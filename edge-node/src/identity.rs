@@ -68,7 +68,9 @@ pub(crate) fn folder(data_dir: &Path) -> PathBuf {
 /// Makes `DATA_DIR/identity` for its owner alone.
 pub(crate) fn make_folder(data_dir: &Path) -> Result<PathBuf, IdentityError> {
     let folder = folder(data_dir);
-    durable::private_folder(&folder).map_err(|source| io_error(&folder, source))?;
+    store::make_data_dir(data_dir)
+        .and_then(|()| durable::private_folder(&folder))
+        .map_err(|source| io_error(&folder, source))?;
     Ok(folder)
 }
 

@@ -14,7 +14,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -64,7 +64,7 @@ pub(crate) struct Node {
 /// Opens the store of a data directory; `holder` is who has it, for the message a second program prints.
 pub(crate) fn open_store(settings: &Settings, holder: &str) -> Result<Store> {
     let dir = &settings.data_dir;
-    fs::create_dir_all(dir).map_err(|error| {
+    store::make_data_dir(dir).map_err(|error| {
         let hint = identity::data_dir_hint(&error);
         anyhow!("failed to create {}: {error}{hint}", dir.display())
     })?;
@@ -78,14 +78,17 @@ pub(crate) fn open_store(settings: &Settings, holder: &str) -> Result<Store> {
             reserve_bytes: settings.reserve_bytes,
             keep_unshipped: true,
         },
+        sync_parts: settings.sync_parts,
     };
+    let began = Instant::now();
     let (store, found) = Store::open(dir, options)?;
-    tracing::debug!(
+    tracing::info!(
         data_dir = %dir.display(),
         open_closed = found.open_closed,
         partials_kept = found.partials_kept,
         orphans_removed = found.orphans_removed,
         missing_files = found.missing_files,
+        took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "opened the store"
     );
     if found.open_closed > 0 || found.missing_files > 0 {

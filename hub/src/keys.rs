@@ -50,7 +50,7 @@ pub(crate) fn load_or_create(dir: &Path, name: &str) -> Result<[u8; SECRET_BYTES
     if let Some(secret) = load(&path)? {
         return Ok(secret);
     }
-    fs::create_dir_all(dir).map_err(io_at(dir))?;
+    store::make_data_dir(dir).map_err(io_at(dir))?;
     create(dir, &path)?;
     load(&path)?.ok_or(KeyError::Malformed { path })
 }

@@ -11,7 +11,13 @@
 //! A task that ends by itself ends the daemon: a hub that only looks alive is worse than one that its
 //! service manager starts again. The first signal ends all in order, the second at once.
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow};
 use data_encoding::BASE64URL_NOPAD;
@@ -152,7 +158,9 @@ fn open_store(settings: &Settings) -> Result<Store> {
             reserve_bytes: settings.reserve_bytes,
             keep_unshipped: false,
         },
+        sync_parts: false,
     };
+    let began = Instant::now();
     let (store, found) = Store::open(&settings.data_dir, options)?;
     tracing::info!(
         data_dir = %settings.data_dir.display(),
@@ -160,6 +168,7 @@ fn open_store(settings: &Settings) -> Result<Store> {
         partials_kept = found.partials_kept,
         orphans_removed = found.orphans_removed,
         missing_files = found.missing_files,
+        took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "opened the store"
     );
     Ok(store)

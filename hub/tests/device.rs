@@ -13,7 +13,7 @@ use link::{
 };
 use model::{MediaDuration, MediaTime, RunInfo, SegmentNumber, StreamName, WallTime};
 use serde_json::json;
-use store::{OpenSegment, RetentionLimits, Store, StoreOptions};
+use store::{OpenSegment, Store, StoreOptions};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +52,7 @@ fn recorded(dir: &Path, stream: &StreamName) -> Store {
         holder: "test".to_owned(),
         local_playlists: false,
         live_window: Duration::from_secs(120),
-        limits: RetentionLimits::default(),
+        ..StoreOptions::default()
     };
     let (store, _) = Store::open(dir, options).unwrap();
     let run = SegmentNumber(1);

@@ -10,6 +10,7 @@ mod http;
 mod line;
 mod list_rules;
 mod player;
+pub mod power;
 mod programs;
 mod random_video;
 

@@ -116,6 +116,26 @@ pub(crate) enum FileKind {
     Partial,
 }
 
+/// Makes a data directory and what is missing above it, durably: else a loss of power takes the directory,
+/// whatever was synced in it.
+pub fn make_data_dir(dir: &Path) -> io::Result<()> {
+    let parent = |folder: &Path| match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let missing = dir.ancestors().take_while(|folder| !folder.is_dir());
+    let missing: Vec<&Path> = missing.filter(|f| !f.as_os_str().is_empty()).collect();
+    fs::create_dir_all(dir)?;
+    if missing.is_empty() {
+        // A start that was killed may have made it and no more. Where we can't read the parent, it wasn't us.
+        let _ = File::open(parent(dir)).and_then(|f| f.sync_all());
+    }
+    for folder in missing {
+        File::open(parent(folder))?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// Makes renames and new names in a folder durable.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|f| f.sync_all()).at(folder)
@@ -159,4 +179,20 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
         .map_err(io::Error::from)
         .at(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_is_made_with_all_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        make_data_dir(&deep).unwrap();
+        make_data_dir(&deep).unwrap();
+        assert!(deep.is_dir());
+        fs::write(dir.path().join("file"), b"").unwrap();
+        assert!(make_data_dir(&dir.path().join("file/below")).is_err());
+    }
 }

@@ -29,6 +29,7 @@ use bytes::Bytes;
 use model::{DeviceName, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamName, WallTime};
 
 pub use error::StoreError;
+pub use files::make_data_dir;
 pub use recording::MAX_RECORDING_SEGMENTS;
 pub use retention::RetentionLimits;
 pub use store::Store;
@@ -45,6 +46,10 @@ pub struct StoreOptions {
     /// How much a live list keeps listed. Default 120 s; at least 3 targets and 6 segments in any case.
     pub live_window: Duration,
     pub limits: RetentionLimits,
+    /// Each finished part is made durable before the next is written: a loss of power takes the open
+    /// segment's last part at most. Without it, all of the open segment. Default false: a hub gets its
+    /// parts again from the edge.
+    pub sync_parts: bool,
 }
 
 impl Default for StoreOptions {
@@ -54,6 +59,7 @@ impl Default for StoreOptions {
             local_playlists: false,
             live_window: media::live_list::DEFAULT_WINDOW.to_duration(),
             limits: RetentionLimits::default(),
+            sync_parts: false,
         }
     }
 }

@@ -16,13 +16,19 @@ use model::{SegmentInfo, SegmentNumber, StreamName, WallTime};
 
 use crate::{
     Store,
-    catalog::{live::LiveRow, segments, streams},
+    catalog::{
+        live::LiveRow,
+        segments,
+        streams::{self, StreamRow},
+    },
     error::{AtPath, Result},
     live,
 };
 
 /// The highest TARGETDURATION that an hour may bring: what a forced cut keeps to.
 const HOUR_TARGET_S: u32 = 6;
+
+const LIVE_NAME: &str = "live.m3u8";
 
 const HOUR_MS: i64 = 3_600_000;
 
@@ -45,13 +51,31 @@ impl Store {
             return;
         };
         let folder = self.inner().layout.stream(stream);
-        let (temporary, path) = (folder.join("live.m3u8.new"), folder.join("live.m3u8"));
+        let (temporary, path) = (folder.join("live.m3u8.new"), folder.join(LIVE_NAME));
         let written = fs::write(&temporary, &playlist.text)
             .at(&temporary)
             .and_then(|()| fs::rename(&temporary, &path).at(&path));
         if let Err(error) = written {
             tracing::warn!(%stream, %error, "failed to write the local live playlist");
         }
+    }
+
+    /// After a start: `live.m3u8` is what was committed. A loss of power may have left zeros in it.
+    pub(crate) fn repair_local_live(&self, stream: &StreamRow) -> Result<()> {
+        let window = self.inner().window();
+        let live = self
+            .inner()
+            .catalog
+            .read(|c| Ok(crate::catalog::live::load(c, stream.id, window)?))?;
+        let Some(row) = live else {
+            return Ok(());
+        };
+        let path = self.inner().layout.stream(&stream.name).join(LIVE_NAME);
+        let text = live::render(&row, UriForm::Folder).map(|playlist| playlist.text.clone());
+        if text.is_some_and(|text| fs::read(&path).ok().as_deref() != Some(&*text)) {
+            self.write_local_live(&stream.name, &row);
+        }
+        Ok(())
     }
 
     fn append_to_hour(&self, stream: &StreamName, info: &SegmentInfo) -> Result<()> {
@@ -181,6 +205,8 @@ fn end_hour(path: &Path) -> Result<()> {
     if ended_at(&mut file, length).at(path)?.is_none() {
         file.seek(SeekFrom::End(0)).at(path)?;
         file.write_all(HOUR_LIST_END.as_bytes()).at(path)?;
+        // A start repairs the newest hour only: this one must be whole from here on.
+        file.sync_data().at(path)?;
     }
     Ok(())
 }

@@ -34,6 +34,11 @@ const SYNC_BYTE: u8 = 0x47;
 /// `payload_unit_start_indicator`: a PES packet or a section begins here.
 const UNIT_START: u8 = 0x40;
 
+/// The packet has an adaptation field.
+const ADAPTATION_FIELD: u8 = 0x20;
+
+const STUFFING: u8 = 0xff;
+
 impl Store {
     pub(crate) fn recover(&self) -> Result<RecoveryReport> {
         let mut report = RecoveryReport::default();
@@ -44,6 +49,7 @@ impl Store {
             self.sweep_below_first(&row.name, row.id)?;
             self.change_live(&row.name, |_, _| Ok(()))?;
             if self.inner().options.local_playlists {
+                self.repair_local_live(row)?;
                 self.repair_hour_list(&row.name)?;
             }
         }
@@ -227,7 +233,8 @@ fn whole_bytes(bytes: &[u8]) -> usize {
         [SYNC_BYTE, flags, ..] => flags & UNIT_START != 0,
         _ => false,
     };
-    let whole = if begins {
+    let ended = packets.get(..good).and_then(|packets| packets.last());
+    let whole = if begins || ended.is_some_and(is_stuffed) {
         good
     } else {
         packets
@@ -237,6 +244,16 @@ fn whole_bytes(bytes: &[u8]) -> usize {
             .unwrap_or(0)
     };
     whole * TS_PACKET_BYTES
+}
+
+/// Whether a packet is filled up with stuffing, as only the last one of an access unit is.
+fn is_stuffed(packet: &[u8; TS_PACKET_BYTES]) -> bool {
+    let [_, _, _, flags, length, rest @ ..] = packet;
+    flags & ADAPTATION_FIELD != 0
+        && match usize::from(*length).checked_sub(1) {
+            None => true,
+            Some(last) => rest.get(last) == Some(&STUFFING),
+        }
 }
 
 /// The duration of a segment's first track: from its first to its last access unit and one more like it.

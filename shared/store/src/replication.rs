@@ -94,6 +94,7 @@ impl Store {
             let row = streams::get(c, stream)?;
             Ok(segments::mark_stored(c, row.id, number)?)
         })?;
+        tracing::debug!(%stream, number = number.0, "segment stored on the hub");
         self.tick();
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
+    fs::File,
     io,
     ops::{Range, RangeInclusive},
     os::unix::fs::FileExt,
@@ -104,7 +104,7 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens or creates the store of a data directory as its one daemon, and reconciles what a crash left.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<(Self, RecoveryReport)> {
-        fs::create_dir_all(dir).at(dir)?;
+        files::make_data_dir(dir).at(dir)?;
         let lock = Lock::take(dir, &options.holder)?;
         let store = Self::assemble(dir, options, Some(lock))?;
         let report = store.recover()?;
@@ -113,7 +113,7 @@ impl Store {
 
     /// Opens the catalog beside a daemon, for subcommands: no lock, nothing reconciled, no segment written.
     pub fn open_beside(dir: &Path) -> Result<Self> {
-        fs::create_dir_all(dir).at(dir)?;
+        files::make_data_dir(dir).at(dir)?;
         Self::assemble(dir, StoreOptions::default(), None)
     }
 

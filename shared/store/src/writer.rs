@@ -110,7 +110,8 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Makes all bytes since the last part a part, readable by others through `open_view` and `read`.
+    /// Makes all bytes since the last part a part, readable by others through `open_view` and `read`; then,
+    /// with `sync_parts`, durable: readers don't wait for the disk, and the next part does.
     pub fn finish_part(&mut self, duration: MediaDuration, independent: bool) -> Result<()> {
         let part = PartInfo {
             offset: self.part_offset,
@@ -124,6 +125,15 @@ impl SegmentWriter {
             view.parts.push(part);
         });
         self.store.tick();
+        if self.store.inner().options.sync_parts {
+            self.file.sync_data().at(&self.path)?;
+            if part.offset == 0 {
+                // The file's name: its own sync need not make that durable.
+                let layout = &self.store.inner().layout;
+                sync_folder(&layout.folder(&self.stream, self.open.number))?;
+            }
+        }
+        tracing::trace!(stream = %self.stream, number = self.open.number.0, bytes = self.bytes, "part finished");
         Ok(())
     }
 

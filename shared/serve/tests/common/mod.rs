@@ -11,7 +11,7 @@ use axum::{
 use bytes::Bytes;
 use model::{MediaDuration, MediaTime, RunInfo, SegmentInfo, SegmentNumber, StreamName, WallTime};
 use serve::{App, Role};
-use store::{OpenSegment, RetentionLimits, Store, StoreOptions};
+use store::{OpenSegment, Store, StoreOptions};
 use tower::ServiceExt;
 
 /// Wall time of segment 0: long past, so that `Last-Modified` is never in the future.
@@ -40,7 +40,7 @@ impl World {
             holder: "a test".into(),
             local_playlists: false,
             live_window: Duration::from_secs(120),
-            limits: RetentionLimits::default(),
+            ..StoreOptions::default()
         };
         let (store, _) = Store::open(dir.path(), options).unwrap();
         let app = Arc::new(App {

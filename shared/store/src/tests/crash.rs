@@ -88,6 +88,49 @@ fn a_torn_access_unit_is_cut_off() {
 }
 
 #[test]
+fn a_loss_of_power_takes_what_follows_the_last_whole_unit() {
+    let parts = media(3);
+    let whole = parts.concat();
+    // Sectors that were never written read as zeros; a unit of silence ends in its own, stuffed packet.
+    for (zeros, keeps) in [(4_096, whole.len()), (100, whole.len())] {
+        let mut site = Site::edge();
+        let mut writer = site.store().open_segment(&gate(), open(1, 1)).unwrap();
+        writer.append(&whole).unwrap();
+        writer.append(&vec![0; zeros]).unwrap();
+        drop(writer);
+        assert_eq!(site.restart().open_closed, 1);
+        let info = site.store().segment(&gate(), n(1)).unwrap().unwrap();
+        assert_eq!(info.bytes as usize, keeps, "{zeros} zeros");
+        assert_eq!(info.hash, SegmentHash::of(&whole));
+    }
+    // A unit of three packets whose last two are gone: what is there of it goes too.
+    let mut site = Site::edge();
+    let mut begun = [0xaa; 188];
+    begun[..4].copy_from_slice(&[0x47, 0x41, 0x00, 0x10]);
+    let mut writer = site.store().open_segment(&gate(), open(1, 1)).unwrap();
+    writer.append(&whole).unwrap();
+    writer.append(&begun).unwrap();
+    writer.append(&[0; 376]).unwrap();
+    drop(writer);
+    site.restart();
+    let info = site.store().segment(&gate(), n(1)).unwrap().unwrap();
+    assert_eq!(info.hash, SegmentHash::of(&whole));
+}
+
+#[test]
+fn the_local_live_playlist_is_put_right_at_a_start() {
+    let mut site = Site::edge();
+    put(site.store(), 1, 1);
+    let path = site.path().join("segments/gate/live.m3u8");
+    let good = fs::read(&path).unwrap();
+    for torn in [vec![0; good.len()], Vec::new(), good[..40].to_vec()] {
+        fs::write(&path, torn).unwrap();
+        site.restart();
+        assert_eq!(fs::read(&path).unwrap(), good);
+    }
+}
+
+#[test]
 fn an_open_segment_without_media_is_dropped_and_its_number_burnt() {
     let mut site = Site::edge();
     drop(site.store().open_segment(&gate(), open(1, 1)).unwrap());

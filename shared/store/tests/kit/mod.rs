@@ -17,6 +17,7 @@ pub(crate) fn options(edge: bool) -> StoreOptions {
             keep_unshipped: edge,
             ..RetentionLimits::default()
         },
+        sync_parts: edge,
     }
 }
 
