@@ -177,7 +177,7 @@ impl LiveList {
     }
 
     /// What is listed, oldest first.
-    pub fn entries(&self) -> impl ExactSizeIterator<Item = &LiveEntry> {
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = &LiveEntry> + ExactSizeIterator {
         self.entries.iter()
     }
 

@@ -17,6 +17,7 @@ mod lock;
 mod recording;
 mod recover;
 mod replication;
+mod restamp;
 mod retention;
 mod store;
 #[cfg(test)]

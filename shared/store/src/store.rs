@@ -14,8 +14,8 @@ use std::{
 use bytes::Bytes;
 use media::playlist::UriForm;
 use model::{
-    DeviceName, MAX_SEGMENT_BYTES, MediaDuration, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
-    StreamName, WallTime,
+    BootTime, DeviceName, MAX_SEGMENT_BYTES, MediaDuration, RunInfo, SegmentHash, SegmentInfo,
+    SegmentNumber, StreamName, WallTime,
 };
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -24,7 +24,7 @@ use crate::{
     OpenSegment, OpenView, Playlist, RecoveryReport, SegmentWriter, StoreOptions, StreamState,
     StreamSummary,
     catalog::{
-        Catalog, Fault,
+        Catalog, Fault, boots,
         segments::{self, SegmentRow, State},
         spans,
         streams::{self, StreamRow},
@@ -78,6 +78,8 @@ pub(crate) struct Memory {
     /// Held from before a commit that changes the live list until its text is published: what viewers see
     /// follows the commits in their order (invariant 4).
     order: Arc<Mutex<()>>,
+    /// Edge: held while hour lists are written; the highest number that a rewriting of them has listed.
+    pub(crate) hour_lists: Arc<Mutex<Option<SegmentNumber>>>,
 }
 
 impl Inner {
@@ -338,6 +340,26 @@ impl Store {
     /// Opens a segment. Its number is burnt, durably, before this returns (invariant 2). The stream must be
     /// registered and its run put.
     pub fn open_segment(&self, stream: &StreamName, open: OpenSegment) -> Result<SegmentWriter> {
+        self.open_at(stream, open, None)
+    }
+
+    /// Opens a segment of a live source, which began at `at` by the clock of this boot. Where that clock was
+    /// corrected ([`Store::correct_boot`]) its wall time follows from it, else it is `open`'s until then.
+    pub fn open_live_segment(
+        &self,
+        stream: &StreamName,
+        open: OpenSegment,
+        at: BootTime,
+    ) -> Result<SegmentWriter> {
+        self.open_at(stream, open, Some(at))
+    }
+
+    fn open_at(
+        &self,
+        stream: &StreamName,
+        mut open: OpenSegment,
+        at: Option<BootTime>,
+    ) -> Result<SegmentWriter> {
         self.inner.layout.make_folder(stream, open.number)?;
         if self.inner.options.local_playlists {
             self.close_left_open(stream)?;
@@ -346,6 +368,9 @@ impl Store {
         }
         self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
+            // In this transaction: a correction finds the row, or the row finds the correction.
+            let corrected = at.map(|at| boots::wall(c, at)).transpose()?.flatten();
+            open.wall_start = corrected.unwrap_or(open.wall_start);
             let buried = segments::next_tombstone(
                 c,
                 row.id,
@@ -358,6 +383,9 @@ impl Store {
                     number: open.number,
                 }
                 .into());
+            }
+            if let Some(at) = at {
+                segments::set_boot(c, row.id, open.number, at)?;
             }
             if row.told_to_end && row.ending.is_none_or(|ending| open.number > ending) {
                 streams::begin_anew(c, row.id, open.number)?;
