@@ -81,10 +81,11 @@ struct Judge {
 impl Judge {
     /// `known`: what an earlier program of this boot was told.
     fn new(reading: Reading, known: Option<WallTime>) -> Self {
+        let machine = reading.zero(reading.machine);
         Self {
-            zero: known.map_or_else(|| reading.zero(reading.machine), |zero| zero.0),
+            zero: known.map_or(machine, |zero| zero.0),
             agreed_ms: known.map(|_| 0),
-            witnessed: false,
+            witnessed: known.is_some_and(|zero| near(zero.0, machine, ms(TOLERANCE))),
         }
     }
 
@@ -118,13 +119,16 @@ impl Judge {
         let zero = reading.zero(hub);
         let machine = reading.zero(reading.machine);
         let tolerance = ms(TOLERANCE);
-        let near = |a: i64, b: i64, within: i64| a.saturating_sub(b).saturating_abs() <= within;
         let within = tolerance.saturating_add(ms(uncertainty));
         let machine_agrees = near(machine, zero, within);
         if near(self.zero, zero, within) {
-            self.agreed_ms = Some(reading.boot_ms);
+            let first = self.agreed_ms.replace(reading.boot_ms).is_none();
             self.witnessed |= machine_agrees;
-            return None;
+            // Kept for the next program of this boot.
+            return first.then_some(Correction {
+                zero: WallTime(self.zero),
+                restamps: false,
+            });
         }
         if self.witnessed && near(machine, self.zero, tolerance) {
             return None;
@@ -142,6 +146,10 @@ impl Judge {
             restamps: !drifted,
         })
     }
+}
+
+fn near(a: i64, b: i64, within_ms: i64) -> bool {
+    a.saturating_sub(b).saturating_abs() <= within_ms
 }
 
 fn ms(d: Duration) -> i64 {
@@ -242,28 +250,19 @@ impl Clock {
         {
             let mut judged = self.judged();
             let before = judged.judge.wall(reading);
-            let correction = judged.judge.hear(reading, time, hub.uncertainty);
-            let wrong_ms = before.0.saturating_sub(time.0);
-            let (uncertainty, restamps) = (
-                hub.uncertainty,
-                correction.map(|correction| correction.restamps),
-            );
-            match restamps {
-                Some(restamps) => {
-                    tracing::warn!(
-                        wrong_ms,
-                        ?uncertainty,
-                        restamps,
-                        "the hub's time is taken over"
-                    );
-                    judged.due = correction;
-                }
-                None if u128::from(wrong_ms.unsigned_abs())
-                    > (TOLERANCE + uncertainty).as_millis() =>
-                {
-                    tracing::warn!(hub = %time, ours = %before, "the hub's clock is not believed: was it set, has it stepped?");
-                }
-                None => {}
+            let heard = judged.judge.hear(reading, time, hub.uncertainty);
+            let wrong_ms = before.0.saturating_sub(judged.judge.wall(reading).0);
+            let from_hub_ms = judged.judge.wall(reading).0.saturating_sub(time.0);
+            let uncertainty = hub.uncertainty;
+            if wrong_ms != 0 {
+                tracing::warn!(wrong_ms, ?uncertainty, "the hub's time is taken over");
+            }
+            if from_hub_ms.saturating_abs() > ms(TOLERANCE + uncertainty) {
+                tracing::warn!(hub = %time, ours = %before, "the hub's clock is not believed: was it never set, or has it stepped?");
+            }
+            if let Some(heard) = heard {
+                let restamps = heard.restamps || judged.due.is_some_and(|due| due.restamps);
+                judged.due = Some(Correction { restamps, ..heard });
             }
         }
         self.correct();
@@ -359,8 +358,14 @@ mod tests {
             let mut judge = Judge::new(at(100, T + wrong), None);
             let uncertainty = Duration::from_millis(uncertainty_ms);
             let correction = judge.hear(at(100, T + wrong), WallTime(T), uncertainty);
-            assert_eq!(correction.is_some(), follows, "{wrong} {uncertainty_ms}");
-            assert!(correction.is_none_or(|c| c.restamps && c.zero.0 == T - 100_000));
+            let zero = if follows { T } else { T + wrong } - 100_000;
+            let expected = Correction {
+                zero: WallTime(zero),
+                restamps: follows,
+            };
+            assert_eq!(correction, Some(expected), "{wrong} {uncertainty_ms}");
+            // What agrees once more is no news.
+            assert_eq!(judge.hear(at(100, T), WallTime(T), uncertainty), None);
         }
     }
 
@@ -374,7 +379,8 @@ mod tests {
     #[test]
     fn a_hub_that_steps_is_outvoted_by_two() {
         let mut judge = Judge::new(at(100, T), None);
-        assert_eq!(judge.hear(at(100, T), WallTime(T + 10), FIVE_MS), None);
+        let kept = judge.hear(at(100, T), WallTime(T + 10), FIVE_MS).unwrap();
+        assert_eq!((kept.zero.0, kept.restamps), (T - 100_000, false));
         let stepped = WallTime(T + 60_000 + YEAR);
         assert_eq!(judge.hear(at(160, T + 60_000), stepped, FIVE_MS), None);
         // Both say so: both were corrected.
@@ -397,7 +403,7 @@ mod tests {
     #[test]
     fn drift_moves_only_what_comes_after() {
         let mut judge = Judge::new(at(0, T), None);
-        assert_eq!(judge.hear(at(0, T), WallTime(T), FIVE_MS), None);
+        assert!(!judge.hear(at(0, T), WallTime(T), FIVE_MS).unwrap().restamps);
         // 17 s in ten days are 20 millionths; the machine's clock drifts with the boot's until NTP steps it.
         let (ten_days, ms) = (864_000, 864_000_000);
         let hub = WallTime(T + ms + 17_000);
@@ -417,6 +423,11 @@ mod tests {
     fn an_earlier_program_of_this_boot_has_heard_it() {
         let judge = Judge::new(at(50, 9_000), Some(WallTime(T)));
         assert_eq!(judge.wall(at(50, 9_000)), WallTime(T + 50_000));
+        // With a machine's clock that says the same, a hub that has stepped is outvoted at once.
+        let now = at(50, T + 50_010);
+        let mut judge = Judge::new(now, Some(WallTime(T)));
+        assert_eq!(judge.hear(now, WallTime(T + YEAR), FIVE_MS), None);
+        assert_eq!(judge.wall(now), WallTime(T + 50_000));
     }
 
     #[test]

@@ -6,12 +6,16 @@
 // A test's panic is its verdict.
 #![allow(clippy::indexing_slicing)]
 
+mod clock;
 mod http;
 mod line;
 mod player;
 mod programs;
+mod rules;
 
+pub use clock::FakeClock;
 pub use http::{Response, get, get_with, playlist};
 pub use line::Line;
 pub use player::{Frame, audio_packets, decode_errors, fixture, frames, gstreamer_pictures, tool};
 pub use programs::{Edge, Hub, Push, program, wait_for};
+pub use rules::{ListRules, assert_all_at_hub, camera, numbers};

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::http;
+use crate::{clock::FakeClock, http};
 
 /// The path of a program of this workspace, built beside this test.
 pub fn program(name: &str) -> PathBuf {
@@ -61,18 +61,25 @@ pub struct Hub {
     link: u16,
     http: u16,
     admin: u16,
+    clock: Option<FakeClock>,
     child: Option<Child>,
 }
 
 impl Hub {
     /// Starts a hub in `dir` and waits until it is ready.
     pub fn start(dir: &Path) -> Result<Self> {
+        Self::start_by(dir, None)
+    }
+
+    /// The same, with a wall clock of its own.
+    pub fn start_by(dir: &Path, clock: Option<&FakeClock>) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let mut hub = Self {
             dir: dir.to_owned(),
             link: free_port()?,
             http: free_port()?,
             admin: free_port()?,
+            clock: clock.cloned(),
             child: None,
         };
         hub.up()?;
@@ -93,6 +100,9 @@ impl Hub {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        if let Some(clock) = &self.clock {
+            clock.put_on(&mut command);
+        }
         let child = command.spawn().context("hub serve")?;
         self.child = Some(child);
         let url = self.url("/readyz");
@@ -180,6 +190,7 @@ impl Drop for Hub {
 /// An edge-node's directory, enrolled.
 pub struct Edge {
     dir: PathBuf,
+    clock: Option<FakeClock>,
 }
 
 impl Edge {
@@ -192,6 +203,7 @@ impl Edge {
     pub fn enrol_over(dir: &Path, hub: &Hub, name: &str, address: SocketAddr) -> Result<Self> {
         let edge = Self {
             dir: dir.to_owned(),
+            clock: None,
         };
         let url = hub.enrolment(name, address)?;
         let out = edge.command(&["enroll", &url])?;
@@ -203,7 +215,13 @@ impl Edge {
     pub fn unknown(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            clock: None,
         }
+    }
+
+    /// What is pushed from now on goes by this wall clock.
+    pub fn set_clock(&mut self, clock: &FakeClock) {
+        self.clock = Some(clock.clone());
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -228,16 +246,19 @@ impl Edge {
     pub fn push(&self, args: &[&str], stdin: Stdio) -> Result<Push> {
         fs::create_dir_all(&self.dir)?;
         let log = append(&self.dir.join("log"))?;
-        let child = Command::new(program("edge-node"))
+        let mut command = Command::new(program("edge-node"));
+        command
             .arg("push")
             .arg("--data-dir")
             .arg(&self.dir)
             .args(args)
             .stdin(stdin)
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("edge-node push")?;
+            .stderr(log);
+        if let Some(clock) = &self.clock {
+            clock.put_on(&mut command);
+        }
+        let child = command.spawn().context("edge-node push")?;
         Ok(Push {
             child: Some(child),
             dir: self.dir.clone(),

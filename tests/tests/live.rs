@@ -5,8 +5,7 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
-    process::{Child, Command, Stdio},
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,48 +15,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use system_tests::{Edge, Hub, Line, Push, fixture, get, gstreamer_pictures, playlist, wait_for};
-
-/// ffmpeg that plays a clip at its own pace as MPEG-TS on its standard output.
-fn camera(clip: &Path, seconds: u32) -> Result<(Child, Stdio)> {
-    let mut ffmpeg = Command::new("ffmpeg")
-        .args([
-            "-hide_banner",
-            "-loglevel",
-            "error",
-            "-nostdin",
-            "-re",
-            "-i",
-        ])
-        .arg(clip)
-        .args([
-            "-t",
-            &seconds.to_string(),
-            "-c",
-            "copy",
-            "-f",
-            "mpegts",
-            "-flush_packets",
-            "1",
-            "-",
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("ffmpeg")?;
-    let out = ffmpeg.stdout.take().context("stdout")?;
-    Ok((ffmpeg, Stdio::from(out)))
-}
-
-fn numbers(url: &str) -> Vec<u64> {
-    let Ok(list) = playlist(url) else {
-        return Vec::new();
-    };
-    list.segments
-        .iter()
-        .filter_map(|s| s.uri.strip_suffix(".ts")?.parse().ok())
-        .collect()
-}
+use system_tests::{
+    Edge, Hub, Line, ListRules, Push, assert_all_at_hub, camera, fixture, gstreamer_pictures,
+    numbers, playlist, wait_for,
+};
 
 /// Watches a list every few milliseconds: when each segment was first seen.
 fn watch(url: String, stop: Arc<AtomicBool>) -> thread::JoinHandle<HashMap<u64, Instant>> {
@@ -71,23 +32,6 @@ fn watch(url: String, stop: Arc<AtomicBool>) -> thread::JoinHandle<HashMap<u64, 
         }
         seen
     })
-}
-
-fn assert_all_at_hub(edge: &Edge, hub: &Hub, stream: &str) -> Result<usize> {
-    let here = edge.segments(stream)?;
-    for (number, hash) in &here {
-        let got = get(&hub.url(&format!("/s/{stream}/{number}.ts")))?;
-        ensure!(
-            got.status == 200,
-            "segment {number} is not at the hub: {}",
-            got.text()
-        );
-        ensure!(
-            blake3::hash(&got.body).to_string() == *hash,
-            "segment {number} differs"
-        );
-    }
-    Ok(here.len())
 }
 
 #[test]
@@ -165,64 +109,6 @@ fn gstreamer_plays_a_live_stream() -> Result<()> {
     let shown = gstreamer_pictures(&url, 400)?;
     ensure!(shown >= 300, "{shown} pictures");
     push.kill()
-}
-
-/// Media and discontinuity sequences of a live list never go back; the same number is the same segment.
-struct ListRules {
-    sequence: u64,
-    discontinuities: u64,
-    known: HashMap<u64, String>,
-    target: Option<u64>,
-}
-
-impl ListRules {
-    fn new() -> Self {
-        Self {
-            sequence: 0,
-            discontinuities: 0,
-            known: HashMap::new(),
-            target: None,
-        }
-    }
-
-    fn check(&mut self, url: &str) -> Result<()> {
-        let Ok(answer) = get(url) else { return Ok(()) };
-        if answer.status != 200 {
-            return Ok(());
-        }
-        let list = playlist(url)?;
-        ensure!(
-            list.media_sequence >= self.sequence,
-            "{} after {}",
-            list.media_sequence,
-            self.sequence
-        );
-        ensure!(
-            list.discontinuity_sequence >= self.discontinuities,
-            "discontinuity sequence went back"
-        );
-        let target = *self.target.get_or_insert(list.target_duration);
-        ensure!(target == list.target_duration, "target duration changed");
-        (self.sequence, self.discontinuities) = (list.media_sequence, list.discontinuity_sequence);
-        for (i, segment) in list.segments.iter().enumerate() {
-            ensure!(
-                segment.duration.round() as u64 <= target,
-                "{} s over {target}",
-                segment.duration
-            );
-            let sequence = list.media_sequence + i as u64;
-            let known = self
-                .known
-                .entry(sequence)
-                .or_insert_with(|| segment.uri.clone());
-            ensure!(
-                *known == segment.uri,
-                "number {sequence} was {known}, is {}",
-                segment.uri
-            );
-        }
-        Ok(())
-    }
 }
 
 #[test]
