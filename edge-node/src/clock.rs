@@ -4,10 +4,10 @@
 //! what this machine's clock says, or what an earlier program of this boot was told. Then:
 //!
 //! - The hub's time comes with each welcome. Within its uncertainty and [`TOLERANCE`] nothing happens. Beyond,
-//!   the hub is right: the zero moves, and what was recorded in this boot is restamped. Two exceptions. A
-//!   machine's clock that has agreed with hub and zero before, and still agrees with the zero, outvotes a hub
-//!   whose own clock has stepped. And what a quartz may drift since the last agreement moves only what comes
-//!   after it: the past was right in its time.
+//!   the hub is right: the zero moves, and what was recorded in this boot is restamped. Two exceptions. A zero
+//!   on which hub and machine have agreed gives way only to both together: one clock that steps is wrong. And
+//!   what a quartz may drift since the last agreement moves only what comes after it: the past was right in
+//!   its time.
 //! - This machine's clock, when it steps, moves nothing, since nobody can tell a correction from a mistake
 //!   (NTP by its daemon slews both clocks alike, which is no step). But a clock that was never set (it showed a
 //!   year before 2024, as after a boot without a battery) and then was set is a correction, unless the hub
@@ -130,14 +130,14 @@ impl Judge {
                 restamps: false,
             });
         }
-        if self.witnessed && near(machine, self.zero, tolerance) {
-            return None;
-        }
         let drift = self.agreed_ms.map_or(0, |at| {
             reading.boot_ms.saturating_sub(at).max(0) / DRIFT_DIVISOR
         });
         let drifted =
             self.agreed_ms.is_some() && near(self.zero, zero, within.saturating_add(drift));
+        if self.witnessed && !machine_agrees && !drifted {
+            return None;
+        }
         self.zero = zero;
         self.agreed_ms = Some(reading.boot_ms);
         self.witnessed = machine_agrees;
@@ -383,6 +383,9 @@ mod tests {
         assert_eq!((kept.zero.0, kept.restamps), (T - 100_000, false));
         let stepped = WallTime(T + 60_000 + YEAR);
         assert_eq!(judge.hear(at(160, T + 60_000), stepped, FIVE_MS), None);
+        // Nor does it gain by a machine's clock that has stepped elsewhere.
+        let elsewhere = at(160, T + 60_000 - YEAR);
+        assert_eq!(judge.hear(elsewhere, stepped, FIVE_MS), None);
         // Both say so: both were corrected.
         let both = at(160, T + 60_000 + YEAR);
         assert!(judge.hear(both, stepped, FIVE_MS).unwrap().restamps);

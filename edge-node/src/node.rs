@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use axum::routing::any_service;
 use link::uplink::{self, LinkState, UplinkConfig, UplinkStatus};
-use program::{clock::wall_now, durable};
+use program::durable;
 use serve::{App, Role};
 use store::{RetentionLimits, Store, StoreOptions};
 use tokio::{
@@ -301,7 +301,7 @@ async fn janitor(store: Store, stop: CancellationToken) {
             _ = timer.tick() => {}
         }
         let store = store.clone();
-        match spawn_blocking(move || store.run_janitor(wall_now())).await {
+        match spawn_blocking(move || store.run_janitor(store.steady_now())).await {
             Ok(Ok(done)) if done.forced > 0 => tracing::warn!(
                 deleted = done.deleted,
                 forced = done.forced,

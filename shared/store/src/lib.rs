@@ -19,6 +19,7 @@ mod recover;
 mod replication;
 mod restamp;
 mod retention;
+mod steady;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -34,6 +34,14 @@ use crate::{
 /// Segments listed in one commit at most: after a long catch-up the rest follows with the next one.
 const MAX_LISTED_AT_ONCE: usize = 4_096;
 
+/// The times of a change to a live list.
+pub(crate) struct Times {
+    /// By this machine's clock: when it changed.
+    pub(crate) wall: WallTime,
+    /// By the clock that no step moves: how long what leaves must stay.
+    pub(crate) steady: WallTime,
+}
+
 /// What one look at the ledger did.
 pub(crate) struct Advanced {
     /// The list as it now stands; None: nothing was ever listed.
@@ -48,12 +56,13 @@ pub(crate) fn advance(
     c: &Connection,
     stream: &StreamRow,
     window: MediaDuration,
-    now: WallTime,
+    times: &Times,
 ) -> Result<Advanced, Fault> {
+    let now = times.steady;
     let mut row = live::load(c, stream.id, window)?.unwrap_or_else(|| LiveRow {
-        list: LiveList::new(u64::try_from(now.0 / 1_000).unwrap_or(0), window),
+        list: LiveList::new(u64::try_from(times.wall.0 / 1_000).unwrap_or(0), window),
         looked_to: None,
-        changed: now,
+        changed: times.wall,
     });
     let before = (*row.list.header(), row.looked_to);
     let mut listed = Vec::new();
@@ -82,8 +91,10 @@ pub(crate) fn advance(
     end_if_told(c, stream, &mut row, now)?;
     let changed = before != (*row.list.header(), row.looked_to);
     if changed {
-        row.changed = now;
-        live::put_header(c, stream.id, row.list.header(), row.looked_to, now)?;
+        // A viewer that asks whether it changed since must not hear no because a clock went back.
+        row.changed = times.wall.max(row.changed);
+        let (header, looked_to) = (row.list.header(), row.looked_to);
+        live::put_header(c, stream.id, header, looked_to, row.changed)?;
     }
     let known = row.list.header().last_number.is_some();
     Ok(Advanced {

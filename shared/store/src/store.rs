@@ -31,8 +31,9 @@ use crate::{
     },
     error::{AtPath, Result, StoreError},
     files::{self, Layout},
-    live::{self, Advanced},
+    live::{self, Advanced, Times},
     lock::Lock,
+    steady::Steady,
 };
 
 /// A stream that wrote within this is live: two long segments without a part.
@@ -58,6 +59,7 @@ pub(crate) struct Inner {
     changes: watch::Sender<u64>,
     streams: Mutex<HashMap<StreamName, Arc<Mutex<Memory>>>>,
     foreign_version: Mutex<i64>,
+    steady: Mutex<Steady>,
     _lock: Option<Lock>,
 }
 
@@ -131,6 +133,7 @@ impl Store {
                 changes: watch::Sender::new(0),
                 streams: Mutex::default(),
                 foreign_version: Mutex::new(version),
+                steady: Mutex::new(Steady::new(wall_now(), Instant::now())),
                 _lock: lock,
             }),
         })
@@ -169,6 +172,18 @@ impl Store {
         let memory = self.memory_of(stream);
         let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
         work(&mut memory)
+    }
+
+    /// The time by which things are kept and let go: this machine's clock as it was when the store was opened,
+    /// and what has passed since. A step of the clock does not move it, so none makes anything expire; see
+    /// `steady.rs`.
+    pub fn steady_now(&self) -> WallTime {
+        let mut steady = self
+            .inner
+            .steady
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        steady.now(wall_now(), Instant::now())
     }
 
     /// Ticks whenever something changed: a segment opened, a part finished, closed, stored, ended, a device
@@ -601,13 +616,16 @@ impl Store {
     ) -> Result<T> {
         let order = self.with_memory(stream, |memory| memory.order.clone());
         let _in_order = order.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = wall_now();
+        let now = Times {
+            wall: wall_now(),
+            steady: self.steady_now(),
+        };
         let (done, advanced) = self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
             let done = work(c, &row)?;
             // What was done may have changed it.
             let row = streams::get(c, stream)?;
-            Ok((done, live::advance(c, &row, self.inner.window(), now)?))
+            Ok((done, live::advance(c, &row, self.inner.window(), &now)?))
         })?;
         self.publish_live(stream, &advanced);
         Ok(done)
