@@ -66,6 +66,7 @@ struct Correction {
     zero: WallTime,
     /// What was recorded before goes by it too.
     restamps: bool,
+    by_hub: bool,
 }
 
 /// Decides when the boot began.
@@ -79,13 +80,14 @@ struct Judge {
 }
 
 impl Judge {
-    /// `known`: what an earlier program of this boot was told.
-    fn new(reading: Reading, known: Option<WallTime>) -> Self {
+    /// `known`: what an earlier program of this boot went by, and whether the hub had said so.
+    fn new(reading: Reading, known: Option<(WallTime, bool)>) -> Self {
         let machine = reading.zero(reading.machine);
+        let by_hub = known.filter(|(_, by_hub)| *by_hub);
         Self {
-            zero: known.map_or(machine, |zero| zero.0),
-            agreed_ms: known.map(|_| 0),
-            witnessed: known.is_some_and(|zero| near(zero.0, machine, ms(TOLERANCE))),
+            zero: known.map_or(machine, |(zero, _)| zero.0),
+            agreed_ms: by_hub.map(|_| 0),
+            witnessed: by_hub.is_some_and(|(zero, _)| near(zero.0, machine, ms(TOLERANCE))),
         }
     }
 
@@ -103,6 +105,7 @@ impl Judge {
         Some(Correction {
             zero: WallTime(self.zero),
             restamps: true,
+            by_hub: false,
         })
     }
 
@@ -124,10 +127,11 @@ impl Judge {
         if near(self.zero, zero, within) {
             let first = self.agreed_ms.replace(reading.boot_ms).is_none();
             self.witnessed |= machine_agrees;
-            // Kept for the next program of this boot.
+            // Kept for the next program of this boot; an earlier one may have gone by a wrong clock.
             return first.then_some(Correction {
                 zero: WallTime(self.zero),
-                restamps: false,
+                restamps: true,
+                by_hub: true,
             });
         }
         let drift = self.agreed_ms.map_or(0, |at| {
@@ -144,6 +148,7 @@ impl Judge {
         Some(Correction {
             zero: WallTime(zero),
             restamps: !drifted,
+            by_hub: true,
         })
     }
 }
@@ -207,6 +212,7 @@ impl Clock {
         let due = unset.then_some(Correction {
             zero: WallTime(judge.zero),
             restamps: true,
+            by_hub: false,
         });
         let judged = Mutex::new(Judged { judge, due });
         Ok(Self(Arc::new(Inner {
@@ -277,7 +283,7 @@ impl Clock {
             return;
         };
         let corrected = if due.restamps {
-            self.0.store.correct_boot(boot, due.zero)
+            self.0.store.correct_boot(boot, due.zero, due.by_hub)
         } else {
             self.0.store.go_on_from(boot, due.zero).map(|()| 0)
         };
@@ -361,7 +367,8 @@ mod tests {
             let zero = if follows { T } else { T + wrong } - 100_000;
             let expected = Correction {
                 zero: WallTime(zero),
-                restamps: follows,
+                restamps: true,
+                by_hub: true,
             };
             assert_eq!(correction, Some(expected), "{wrong} {uncertainty_ms}");
             // What agrees once more is no news.
@@ -380,7 +387,7 @@ mod tests {
     fn a_hub_that_steps_is_outvoted_by_two() {
         let mut judge = Judge::new(at(100, T), None);
         let kept = judge.hear(at(100, T), WallTime(T + 10), FIVE_MS).unwrap();
-        assert_eq!((kept.zero.0, kept.restamps), (T - 100_000, false));
+        assert_eq!((kept.zero.0, kept.restamps), (T - 100_000, true));
         let stepped = WallTime(T + 60_000 + YEAR);
         assert_eq!(judge.hear(at(160, T + 60_000), stepped, FIVE_MS), None);
         // Nor does it gain by a machine's clock that has stepped elsewhere.
@@ -406,7 +413,7 @@ mod tests {
     #[test]
     fn drift_moves_only_what_comes_after() {
         let mut judge = Judge::new(at(0, T), None);
-        assert!(!judge.hear(at(0, T), WallTime(T), FIVE_MS).unwrap().restamps);
+        assert!(judge.hear(at(0, T), WallTime(T), FIVE_MS).is_some());
         // 17 s in ten days are 20 millionths; the machine's clock drifts with the boot's until NTP steps it.
         let (ten_days, ms) = (864_000, 864_000_000);
         let hub = WallTime(T + ms + 17_000);
@@ -424,13 +431,99 @@ mod tests {
 
     #[test]
     fn an_earlier_program_of_this_boot_has_heard_it() {
-        let judge = Judge::new(at(50, 9_000), Some(WallTime(T)));
+        let judge = Judge::new(at(50, 9_000), Some((WallTime(T), true)));
         assert_eq!(judge.wall(at(50, 9_000)), WallTime(T + 50_000));
         // With a machine's clock that says the same, a hub that has stepped is outvoted at once.
         let now = at(50, T + 50_010);
-        let mut judge = Judge::new(now, Some(WallTime(T)));
+        let mut judge = Judge::new(now, Some((WallTime(T), true)));
         assert_eq!(judge.hear(now, WallTime(T + YEAR), FIVE_MS), None);
         assert_eq!(judge.wall(now), WallTime(T + 50_000));
+    }
+
+    #[test]
+    fn a_clock_set_wrong_by_hand_gives_way_to_the_hub_after_a_restart_too() {
+        let now = at(50, T + 50_000);
+        let mut judge = Judge::new(now, Some((WallTime(T), false)));
+        let right = WallTime(T + 50_000 + YEAR);
+        assert!(judge.hear(now, right, FIVE_MS).unwrap().restamps);
+        assert_eq!(judge.wall(now), right);
+    }
+
+    /// A site of simulated clocks: random steps of either side's, random restarts of the program, a hub that is
+    /// heard now and then. What is stamped goes by the decisions as the store carries them out.
+    fn story(seed: u64) {
+        let mut seed = seed;
+        let mut below = |limit: i64| {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as i64 % limit
+        };
+        let step = |below: &mut dyn FnMut(i64) -> i64| match below(5) {
+            0 => 0,
+            1 => below(20_000) - 10_000,
+            2 => below(2 * 86_400_000) - 86_400_000,
+            3 => below(4 * YEAR) - 2 * YEAR,
+            _ => -T,
+        };
+        let uncertainty = Duration::from_millis(20);
+        // How far off the machine's clock is.
+        let (mut machine, mut boot_ms) = (step(&mut below), 1_000);
+        let reading = |boot_ms: i64, machine: i64| Reading {
+            boot_ms,
+            machine: WallTime((T + boot_ms + machine).max(0)),
+        };
+        let mut judge = Judge::new(reading(boot_ms, machine), None);
+        let mut known = None;
+        let mut stamps: Vec<(i64, WallTime)> = Vec::new();
+        let mut carry_out = |correction: Option<Correction>, stamps: &mut Vec<(i64, WallTime)>| {
+            let Some(correction) = correction else {
+                return known;
+            };
+            known = Some((correction.zero, correction.by_hub));
+            for (at, wall) in stamps.iter_mut().filter(|_| correction.restamps) {
+                let right = correction.zero.0 + *at;
+                if !near(wall.0, right, store::RESTAMP_TOLERANCE_MS) {
+                    *wall = WallTime(right);
+                }
+            }
+            known
+        };
+        let mut kept = None;
+        for _ in 0..60 {
+            boot_ms += 500 + below(20_000);
+            let now = reading(boot_ms, machine);
+            match below(8) {
+                0 => machine = step(&mut below),
+                1 => judge = Judge::new(now, kept),
+                2 => {
+                    // The hub is off as well, once it and the machine have agreed, and not as the machine is.
+                    let off = if judge.witnessed { step(&mut below) } else { 0 };
+                    let off = if near(off, machine, 5_000) { 0 } else { off };
+                    let hub = WallTime((T + boot_ms + off).max(0));
+                    kept = carry_out(judge.hear(now, hub, uncertainty), &mut stamps);
+                }
+                _ => kept = carry_out(judge.look(now), &mut stamps),
+            }
+            stamps.push((boot_ms, judge.wall(now)));
+        }
+        // A last word of a hub that is right, and a machine that does not stand against it.
+        let now = reading(boot_ms, 0);
+        let right = WallTime(T + boot_ms);
+        carry_out(judge.hear(now, right, uncertainty), &mut stamps);
+        stamps.push((boot_ms, judge.wall(now)));
+        for (at, wall) in stamps {
+            let off = wall.0 - (T + at);
+            // Twice the tolerance (of the hub, of restamping), its uncertainty, and what drift allows.
+            assert!(off.abs() <= 2_020 + 250, "{off} ms off at {at}");
+        }
+    }
+
+    #[test]
+    fn whatever_steps_the_last_word_of_a_right_hub_puts_all_right() {
+        for seed in 0..3_000 {
+            story(seed);
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ use model::{DeviceName, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamN
 
 pub use error::StoreError;
 pub use recording::MAX_RECORDING_SEGMENTS;
+pub use restamp::RESTAMP_TOLERANCE_MS;
 pub use retention::RetentionLimits;
 pub use store::Store;
 pub use writer::SegmentWriter;

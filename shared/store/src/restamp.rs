@@ -25,35 +25,41 @@ use crate::{
         streams::{self, StreamRow},
     },
     error::Result,
+    local_playlists,
 };
+
+/// A segment's wall time that is off by no more than this stays: clocks that are kept in time differ by as
+/// much, and each restamp is a write.
+pub const RESTAMP_TOLERANCE_MS: i64 = 1_000;
 
 /// Segments restamped in one commit: what is being recorded waits no longer than for that.
 const PAGE: usize = 256;
 
 /// Edge.
 impl Store {
-    /// When this boot began, as an earlier correction says; one that a crash interrupted is finished first.
-    pub fn resume_correction(&self, boot: BootId) -> Result<Option<WallTime>> {
+    /// When this boot began, as an earlier correction says, and whether that was the hub's word; one that a
+    /// crash interrupted is finished first.
+    pub fn resume_correction(&self, boot: BootId) -> Result<Option<(WallTime, bool)>> {
         let found = self.inner().catalog.read(|c| Ok(boots::find(c, boot)?))?;
-        if let Some((zero, false)) = found {
-            self.restamp_boot(boot, zero)?;
+        if let Some(row) = found.as_ref().filter(|row| !row.done) {
+            self.restamp_boot(boot, row.zero)?;
         }
-        Ok(found.map(|(zero, _)| zero))
+        Ok(found.map(|row| (row.zero, row.by_hub)))
     }
 
-    /// This boot began at `zero`: all its live segments, those that will be opened too, go by it. How many
-    /// had another wall time.
-    pub fn correct_boot(&self, boot: BootId, zero: WallTime) -> Result<u64> {
+    /// This boot began at `zero` (by the hub's word, or this machine's): all its live segments, those that
+    /// will be opened too, go by it. How many had another wall time.
+    pub fn correct_boot(&self, boot: BootId, zero: WallTime, by_hub: bool) -> Result<u64> {
         self.inner()
             .catalog
-            .write(|c| Ok(boots::put(c, boot, zero)?))?;
+            .write(|c| Ok(boots::put(c, boot, zero, by_hub)?))?;
         self.restamp_boot(boot, zero)
     }
 
-    /// This boot's clock has drifted: live segments opened from now on go by `zero`, those before it stay.
+    /// The hub confirms `zero`, or this boot's clock has drifted: live segments opened from now on go by `zero`, those before it stay.
     pub fn go_on_from(&self, boot: BootId, zero: WallTime) -> Result<()> {
         self.inner().catalog.write(|c| {
-            boots::put(c, boot, zero)?;
+            boots::put(c, boot, zero, true)?;
             Ok(boots::done(c, boot, zero)?)
         })
     }
@@ -138,7 +144,7 @@ impl Store {
                     let row = segments::find(c, stream.id, *number)?;
                     let wall = at.wall(zero);
                     rows.extend(
-                        row.filter(|row| row.info.wall_start != wall)
+                        row.filter(|row| is_off(row.info.wall_start, wall))
                             .map(|row| (row, wall)),
                     );
                 }
@@ -147,10 +153,15 @@ impl Store {
             })?;
             self.show_open(&stream.name, &rows);
             changed += rows.len() as u64;
-            walls.extend(
-                page.iter()
-                    .map(|(_, at)| crate::local_playlists::hour_of(at.wall(zero))),
-            );
+            for (_, at) in &page {
+                let wall = at.wall(zero);
+                // Where it stays, it may stand in the hour beside.
+                for ms in [-RESTAMP_TOLERANCE_MS, RESTAMP_TOLERANCE_MS] {
+                    walls.insert(local_playlists::hour_of(WallTime(
+                        wall.0.saturating_add(ms),
+                    )));
+                }
+            }
             from = page
                 .last()
                 .filter(|_| page.len() == PAGE)
@@ -209,6 +220,10 @@ impl Store {
             }
         });
     }
+}
+
+fn is_off(is: WallTime, should: WallTime) -> bool {
+    is.0.saturating_sub(should.0).saturating_abs() > RESTAMP_TOLERANCE_MS
 }
 
 /// Rows, ascending, and the recorded ranges that they are in. `mark`: the hub is to be told.

@@ -5,24 +5,44 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::segments::{number, sql};
 
-/// When the boot began by the corrected clock, and whether all its segments go by it.
-pub(crate) fn find(c: &Connection, boot: BootId) -> rusqlite::Result<Option<(WallTime, bool)>> {
-    c.prepare_cached("SELECT zero_ms, done FROM boot_clock WHERE boot = ?1")?
-        .query_row([boot.0], |row| Ok((WallTime(row.get(0)?), row.get(1)?)))
+/// The row of a boot.
+pub(crate) struct BootRow {
+    /// When it began by the corrected clock.
+    pub(crate) zero: WallTime,
+    /// The hub has said or confirmed it.
+    pub(crate) by_hub: bool,
+    /// All its segments go by it.
+    pub(crate) done: bool,
+}
+
+pub(crate) fn find(c: &Connection, boot: BootId) -> rusqlite::Result<Option<BootRow>> {
+    c.prepare_cached("SELECT zero_ms, by_hub, done FROM boot_clock WHERE boot = ?1")?
+        .query_row([boot.0], |row| {
+            Ok(BootRow {
+                zero: WallTime(row.get(0)?),
+                by_hub: row.get(1)?,
+                done: row.get(2)?,
+            })
+        })
         .optional()
 }
 
 /// The corrected wall time of a point; None where the boot's clock was never corrected.
 pub(crate) fn wall(c: &Connection, at: BootTime) -> rusqlite::Result<Option<WallTime>> {
-    Ok(find(c, at.boot)?.map(|(zero, _)| at.wall(zero)))
+    Ok(find(c, at.boot)?.map(|row| at.wall(row.zero)))
 }
 
 /// The correction of the newest boot; what was known of others goes: nothing is cut in them any more.
-pub(crate) fn put(c: &Connection, boot: BootId, zero: WallTime) -> rusqlite::Result<()> {
+pub(crate) fn put(
+    c: &Connection,
+    boot: BootId,
+    zero: WallTime,
+    by_hub: bool,
+) -> rusqlite::Result<()> {
     c.execute("DELETE FROM boot_clock WHERE boot <> ?1", [boot.0])?;
     c.execute(
-        "INSERT OR REPLACE INTO boot_clock VALUES (?1, ?2, 0)",
-        params![boot.0, zero.0],
+        "INSERT OR REPLACE INTO boot_clock VALUES (?1, ?2, ?3, 0)",
+        params![boot.0, zero.0, by_hub],
     )?;
     Ok(())
 }

@@ -15,6 +15,7 @@ CREATE INDEX segment_restamped ON segment (stream, number) WHERE restamped = 1 A
 CREATE TABLE boot_clock (
     boot    INTEGER PRIMARY KEY,
     zero_ms INTEGER NOT NULL,
+    by_hub  INTEGER NOT NULL,              -- 1: the hub has said or confirmed it
     done    INTEGER NOT NULL               -- 1: every segment of the boot goes by it
 ) WITHOUT ROWID;
 -- Where a run's first listed segment stood on the live list: all others of it stand by that (see live.rs).

@@ -73,7 +73,7 @@ fn a_correction_moves_the_ledger_and_no_live_list() {
     assert_eq!(hour_lists(&site).len(), 2);
 
     let zero = WallTime(T0.0 + 3_600_000);
-    assert_eq!(store.correct_boot(BOOT, zero).unwrap(), 3);
+    assert_eq!(store.correct_boot(BOOT, zero, true).unwrap(), 3);
     let at = |ms: i64| zero.0 + ms;
     assert_eq!(
         walls(store),
@@ -84,7 +84,7 @@ fn a_correction_moves_the_ledger_and_no_live_list() {
     assert_eq!(site.live(), before);
     assert!(!store.has_implausible(BOOT).unwrap());
     // Again it changes nothing.
-    assert_eq!(store.correct_boot(BOOT, zero).unwrap(), 0);
+    assert_eq!(store.correct_boot(BOOT, zero, true).unwrap(), 0);
 
     // What was open, and what comes, is right in the ledger; the live list goes on in its run.
     writer.close(TWO_SECONDS, None).unwrap();
@@ -123,7 +123,7 @@ fn a_recording_shows_the_corrected_time() {
     let site = Site::edge();
     put_live(site.store(), 1, 1, 10_000);
     put_live(site.store(), 2, 1, 12_000);
-    site.store().correct_boot(BOOT, T0).unwrap();
+    site.store().correct_boot(BOOT, T0, true).unwrap();
     let from = Some(WallTime(T0.0 + 9_000));
     let list = site
         .store()
@@ -147,7 +147,7 @@ fn a_hole_is_as_long_as_the_ledger_says() {
     let store = site.store();
     put_live(store, 1, 1, 10_000);
     let lost = open_live(store, 2, 1, BOOT, 12_000);
-    store.correct_boot(BOOT, T0).unwrap();
+    store.correct_boot(BOOT, T0, true).unwrap();
     lost.discard().unwrap();
     // Two seconds are missing, not half a century.
     store.put_run(&gate(), &run(3)).unwrap();
@@ -167,11 +167,11 @@ fn an_interrupted_correction_is_finished() {
     let inner = site.store().inner();
     let decided = inner
         .catalog
-        .write(|c| Ok(crate::catalog::boots::put(c, BOOT, T0)?));
+        .write(|c| Ok(crate::catalog::boots::put(c, BOOT, T0, false)?));
     decided.unwrap();
     site.restart();
     let store = site.store();
-    assert_eq!(store.resume_correction(BOOT).unwrap(), Some(T0));
+    assert_eq!(store.resume_correction(BOOT).unwrap(), Some((T0, false)));
     let expected: Vec<i64> = (0..600).map(|i| T0.0 + i * 2_000).collect();
     assert_eq!(walls(store), expected);
     assert_eq!(ranges(store), [(T0.0, T0.0 + 1_200_000)]);
@@ -195,7 +195,7 @@ fn the_hub_is_told_until_it_confirms() {
     store.mark_stored(&gate(), n(1)).unwrap();
     store.mark_stored(&gate(), n(2)).unwrap();
     assert!(store.restamped(&gate(), 256).unwrap().is_empty());
-    store.correct_boot(BOOT, T0).unwrap();
+    store.correct_boot(BOOT, T0, true).unwrap();
     // What the hub does not have is announced with the right time anyway.
     let told = store.restamped(&gate(), 256).unwrap();
     let wall = |i: i64, zero: WallTime| WallTime(zero.0 + i * 2_000);
@@ -203,7 +203,7 @@ fn the_hub_is_told_until_it_confirms() {
     assert_eq!(store.restamped(&gate(), 1).unwrap(), told[..1]);
     // Corrected again before the hub's word comes: that is about the first correction.
     let again = WallTime(T0.0 + 5_000);
-    store.correct_boot(BOOT, again).unwrap();
+    store.correct_boot(BOOT, again, true).unwrap();
     store.mark_restamped(&gate(), &told).unwrap();
     let told = store.restamped(&gate(), 256).unwrap();
     assert_eq!(told, [(n(1), wall(1, again)), (n(2), wall(2, again))]);
