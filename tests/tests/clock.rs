@@ -1,6 +1,9 @@
 //! Wall clocks that were never set, that are wrong, that step: recordings are right in the end, and what is
 //! live is not touched.
 
+// A test's panic is its verdict.
+#![allow(clippy::indexing_slicing)]
+
 use std::{
     process::Stdio,
     thread,
