@@ -1,6 +1,7 @@
 //! `edge-node`: cuts a site's video into segments, keeps them, and ships them to a hub.
 
 mod cli;
+mod clock;
 mod config;
 mod enroll;
 mod identity;

@@ -15,6 +15,8 @@ use prometheus_client::{
 use store::Store;
 use tokio::sync::watch;
 
+use crate::status::clock_ahead_ms;
+
 /// The registry of a running edge-node.
 pub(crate) fn registry(store: Store, link: watch::Receiver<UplinkStatus>) -> Registry {
     let mut registry = Registry::with_prefix("penstock");
@@ -104,6 +106,20 @@ impl Collector for Link {
                 "Round trip to the hub",
                 Some(&Unit::Seconds),
                 status.rtt.unwrap_or_default().as_secs_f64(),
+            ),
+            (
+                "link_clock_ahead",
+                "How far this machine's clock is ahead of the hub's",
+                Some(&Unit::Seconds),
+                status.hub_time.map_or(0, |hub| clock_ahead_ms(&hub)) as f64 / 1e3,
+            ),
+            (
+                "link_clock_uncertainty",
+                "How far off that may be; 0: the hub has not told its time",
+                Some(&Unit::Seconds),
+                status
+                    .hub_time
+                    .map_or(0.0, |hub| hub.uncertainty.as_secs_f64()),
             ),
             (
                 "link_rate_bps",

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | uplink | datagrams, timers, the store | ships to the hub |
 //! | link log | the uplink's state | says when it changes |
+//! | clock | a timer | looks whether this machine's clock was set |
 //! | janitor | a timer | carries out retention |
 //! | http | connections | page, playlists, segments, /metrics |
 //!
@@ -20,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use axum::routing::any_service;
 use link::uplink::{self, LinkState, UplinkConfig, UplinkStatus};
-use program::{clock::wall_now, durable};
+use program::durable;
 use serve::{App, Role};
 use store::{RetentionLimits, Store, StoreOptions};
 use tokio::{
@@ -31,6 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::Clock,
     config::Settings,
     identity::{self, Identity},
     metrics,
@@ -42,6 +44,8 @@ use crate::{
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two rounds of retention: at 1 Gbit/s the disk moves by 0.6 GB in it, within the reserve.
 const JANITOR_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two looks at this machine's clock: one that was set is taken over within it.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// What the local live playlist lists.
 const LIVE_WINDOW: Duration = Duration::from_secs(120);
 /// Time for the hub to hear `Bye` and for requests to end, above HTTP's own limit of 5 s.
@@ -53,6 +57,7 @@ const HTTP_ADDRESS_FILE: &str = "http.address";
 pub(crate) struct Node {
     pub(crate) store: Store,
     pub(crate) numbers: Numbers,
+    pub(crate) clock: Clock,
     pub(crate) link: watch::Receiver<UplinkStatus>,
     /// Where page and playlists are served, if they are.
     pub(crate) http: Option<SocketAddr>,
@@ -109,9 +114,14 @@ impl Node {
         holder: &'static str,
         http: Option<SocketAddr>,
     ) -> Result<Self> {
-        let store = {
+        let (store, clock) = {
             let settings = settings.clone();
-            spawn_blocking(move || open_store(&settings, holder)).await??
+            spawn_blocking(move || {
+                let store = open_store(&settings, holder)?;
+                let clock = Clock::start(store.clone())?;
+                Ok::<_, anyhow::Error>((store, clock))
+            })
+            .await??
         };
         let folder = identity::make_folder(&settings.data_dir)?;
         let numbers = Numbers::open(&folder)?;
@@ -146,17 +156,22 @@ impl Node {
             answer_timeout: ANSWER_TIMEOUT,
         };
         let (shipping, uplink_stop) = (store.clone(), stop.clone());
+        let hears = clock.clone();
+        let on_hub_time = Arc::new(move |time| hears.hear(time));
         tasks.spawn(async move {
-            if let Err(error) = uplink::run(config, shipping, sender, uplink_stop).await {
+            let uplink = uplink::run_with_clock(config, shipping, sender, uplink_stop, on_hub_time);
+            if let Err(error) = uplink.await {
                 tracing::error!("the uplink has ended: {error}");
             }
         });
         tasks.spawn(follow_floors(link.clone(), numbers.clone(), stop.clone()));
         tasks.spawn(log_link(link.clone(), identity.hub_address, stop.clone()));
+        tasks.spawn(watch_clock(clock.clone(), stop.clone()));
         tasks.spawn(janitor(store.clone(), stop.clone()));
         Ok(Self {
             store,
             numbers,
+            clock,
             link,
             http: bound,
             http_file,
@@ -265,6 +280,21 @@ async fn log_link(mut link: watch::Receiver<UplinkStatus>, hub: String, stop: Ca
     }
 }
 
+async fn watch_clock(clock: Clock, stop: CancellationToken) {
+    let mut timer = interval(CLOCK_INTERVAL);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = timer.tick() => {}
+        }
+        let clock = clock.clone();
+        if let Err(error) = spawn_blocking(move || clock.look()).await {
+            tracing::error!("failed to look at the clock: {error}");
+        }
+    }
+}
+
 async fn janitor(store: Store, stop: CancellationToken) {
     let mut timer = interval(JANITOR_INTERVAL);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -274,7 +304,7 @@ async fn janitor(store: Store, stop: CancellationToken) {
             _ = timer.tick() => {}
         }
         let store = store.clone();
-        match spawn_blocking(move || store.run_janitor(wall_now())).await {
+        match spawn_blocking(move || store.run_janitor(store.steady_now())).await {
             Ok(Ok(done)) if done.forced > 0 => tracing::warn!(
                 deleted = done.deleted,
                 forced = done.forced,

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::PushArgs,
+    clock::Clock,
     config::Settings,
     identity::Identity,
     ingest::{self, Gate, Job, Report, SourceName},
@@ -74,7 +75,8 @@ pub(crate) fn bench_cut(settings: &Settings, file: &Path) -> Result<(), Failure>
     let numbers = crate::numbers::Numbers::open(&folder).map_err(Failure::failed)?;
     let stream: StreamName = "bench".parse().map_err(Failure::failed)?;
     let config = RecorderConfig::new(stream.clone());
-    let recorder = Recorder::new(config, store.clone(), numbers).map_err(Failure::failed)?;
+    let clock = Clock::start(store.clone()).map_err(Failure::failed)?;
+    let recorder = Recorder::new(config, store.clone(), numbers, clock).map_err(Failure::failed)?;
     let job = Job {
         sources: vec![(SourceName::File(file.to_owned()), WallClock::At(wall_now()))],
         realtime: false,
@@ -177,9 +179,10 @@ impl Push<'_> {
         let stop = signals.first.child_token();
         let (sender, mut done) = oneshot::channel();
         let (store, numbers) = (self.node.store.clone(), self.node.numbers.clone());
+        let clock = self.node.clock.clone();
         let (tally, gate, stopped) = (self.tally.clone(), self.gate.clone(), stop.clone());
         let run = move || {
-            let report = match Recorder::new(config, store, numbers) {
+            let report = match Recorder::new(config, store, numbers, clock) {
                 Ok(recorder) => ingest::run(job, recorder, &tally, &gate, &stopped),
                 Err(error) => Report {
                     broken: Some(error),

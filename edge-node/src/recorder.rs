@@ -1,7 +1,8 @@
 //! From access units to segments in the store: numbers, runs and wall times are given here.
 //!
 //! Where to cut is the segmenter's; how bytes become durable is the store's. Keeps invariant 2 (numbers come
-//! from durable reservations) and invariant 8 (wall time is an anchor plus media elapsed, set once a run).
+//! from durable reservations) and invariant 8 (wall time is an anchor plus media elapsed, set once a run; a
+//! live source's anchor is a point on the clock of this boot, so that the ledger can be corrected).
 
 use std::time::Duration;
 
@@ -10,12 +11,13 @@ use media::{
     segmenter::{Cut, RunFormat, Segmenter, SegmenterConfig},
 };
 use model::{
-    MAX_SEGMENT_BYTES, MediaDuration, MediaTime, RunInfo, SegmentNumber, StreamName, WallTime,
+    BootTime, MAX_SEGMENT_BYTES, MediaDuration, MediaTime, RunInfo, SegmentNumber, StreamName,
+    WallTime,
 };
-use program::clock::wall_now;
 use store::{OpenSegment, SegmentWriter, Store, StoreError};
 
 use crate::{
+    clock::Clock,
     config::DEFAULT_TARGET,
     numbers::{Numbers, NumbersError},
 };
@@ -66,6 +68,7 @@ pub(crate) struct Recorder {
     stream: StreamName,
     store: Store,
     numbers: Numbers,
+    clock: Clock,
     /// The lowest number that catalog and hub know to be unused.
     floor: SegmentNumber,
     segmenter: Segmenter,
@@ -94,6 +97,8 @@ struct Run {
     number: SegmentNumber,
     wall_start: WallTime,
     media_start: MediaTime,
+    /// Where it began on the clock of this boot; None for what has a time of its own.
+    boot_start: Option<BootTime>,
 }
 
 struct Segment {
@@ -103,7 +108,12 @@ struct Segment {
 
 impl Recorder {
     /// A recorder for a stream; nothing is written before the first segment.
-    pub(crate) fn new(config: RecorderConfig, store: Store, numbers: Numbers) -> Result<Self> {
+    pub(crate) fn new(
+        config: RecorderConfig,
+        store: Store,
+        numbers: Numbers,
+        clock: Clock,
+    ) -> Result<Self> {
         let RecorderConfig { stream, .. } = config;
         // TARGETDURATION never changes in the life of a live list (invariant 4); behind an ended one a new
         // list begins, which chooses its own.
@@ -129,6 +139,7 @@ impl Recorder {
             stream,
             store,
             numbers,
+            clock,
             floor,
             segmenter,
             cuts: Vec::new(),
@@ -250,16 +261,23 @@ impl Recorder {
         media_start: MediaTime,
         independent: bool,
     ) -> Result<State> {
-        let wall_start = match std::mem::replace(&mut self.next_wall, WallClock::GoesOn) {
-            WallClock::At(time) => time,
-            WallClock::GoesOn => self.last_end.unwrap_or_else(wall_now),
-            WallClock::Arrival => {
-                self.next_wall = WallClock::Arrival;
-                // What comes now is the newest; the run began this much of media before it.
-                let since = self.newest_dts.map(|dts| dts - media_start);
-                wall_now().minus(since.unwrap_or_default().max(MediaDuration::ZERO))
-            }
-        };
+        let (wall_start, boot_start) =
+            match std::mem::replace(&mut self.next_wall, WallClock::GoesOn) {
+                WallClock::At(time) => (time, None),
+                WallClock::GoesOn => {
+                    let begins = self.last_end.unwrap_or_else(|| self.clock.now().wall);
+                    (begins, None)
+                }
+                WallClock::Arrival => {
+                    self.next_wall = WallClock::Arrival;
+                    let now = self.clock.now();
+                    // What comes now is the newest; the run began this much of media before it.
+                    let since = self.newest_dts.map(|dts| dts - media_start);
+                    let since = since.unwrap_or_default().max(MediaDuration::ZERO);
+                    let before = MediaDuration::ZERO - since;
+                    (now.wall.minus(since), now.boot.map(|at| at.plus(before)))
+                }
+            };
         self.store.register_stream(&self.stream, None)?;
         let number = self.numbers.take(&self.stream, self.floor)?;
         let info = RunInfo {
@@ -280,6 +298,7 @@ impl Recorder {
             number,
             wall_start,
             media_start,
+            boot_start,
         };
         self.open(run, number, media_start, independent)
     }
@@ -295,20 +314,22 @@ impl Recorder {
         if matches!(self.next_wall, WallClock::At(_)) {
             self.next_wall = WallClock::GoesOn;
         }
-        let wall_start = run
-            .wall_start
-            .plus(media_start - run.media_start)
-            .in_calendar();
-        let writer = self.store.open_segment(
-            &self.stream,
-            OpenSegment {
-                number,
-                run: run.number,
-                wall_start,
-                media_start,
-                independent,
-            },
-        )?;
+        let elapsed = media_start - run.media_start;
+        let wall_start = run.wall_start.plus(elapsed).in_calendar();
+        let segment = OpenSegment {
+            number,
+            run: run.number,
+            wall_start,
+            media_start,
+            independent,
+        };
+        let writer = match run.boot_start {
+            Some(began) => {
+                let at = began.plus(elapsed);
+                self.store.open_live_segment(&self.stream, segment, at)?
+            }
+            None => self.store.open_segment(&self.stream, segment)?,
+        };
         Ok(State::Open(run, Box::new(Segment { writer, wall_start })))
     }
 
@@ -356,7 +377,8 @@ mod tests {
 
         fn recorder(&self) -> Recorder {
             let config = RecorderConfig::new(gate());
-            Recorder::new(config, self.store.clone(), self.numbers.clone()).unwrap()
+            let clock = Clock::start(self.store.clone()).unwrap();
+            Recorder::new(config, self.store.clone(), self.numbers.clone(), clock).unwrap()
         }
 
         /// Number, run, wall start and duration in milliseconds of every segment.
@@ -479,7 +501,8 @@ mod tests {
         sound(&mut recorder, 0, 6);
         recorder.finish().unwrap();
         let segments = site.segments();
-        assert!((wall_now().0 - segments[0].2).abs() < 10_000);
+        let now = program::clock::wall_now();
+        assert!((now.0 - segments[0].2).abs() < 10_000);
         assert!(
             (segments[1].2 - segments[0].2 - segments[0].3).abs() <= 1,
             "{segments:?}"

@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
-use link::uplink::{LinkState, UplinkStatus};
-use model::DeviceName;
-use program::{exit::Failure, output};
+use link::uplink::{HubTime, LinkState, UplinkStatus};
+use model::{DeviceName, MediaDuration};
+use program::{clock::wall_now, exit::Failure, output};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{Store, StreamState, StreamSummary};
@@ -55,12 +55,26 @@ pub(crate) fn json(about: &About, link: &UplinkStatus) -> Value {
             "state": state,
             "reason": reason,
             "since": since,
+            "clock": link.hub_time.map(clock_json),
             "rtt_ms": link.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             "rate_bps": link.rate_bps,
             "loss": link.loss,
             "segments_stored": link.counters.segments_stored,
             "refused_streams": refused,
         },
+    })
+}
+
+/// How far this machine's clock is ahead of the hub's, as far as can be known, in milliseconds.
+pub(crate) fn clock_ahead_ms(hub: &HubTime) -> i64 {
+    let since = MediaDuration::from_duration(hub.at.elapsed());
+    wall_now().0.saturating_sub(hub.time.plus(since).0)
+}
+
+fn clock_json(hub: HubTime) -> Value {
+    json!({
+        "ahead_of_hub_ms": clock_ahead_ms(&hub),
+        "uncertainty_ms": hub.uncertainty.as_secs_f64() * 1e3,
     })
 }
 
@@ -165,8 +179,30 @@ struct ShownLink {
     rtt_ms: Option<f64>,
     rate_bps: Option<u64>,
     loss: Option<f64>,
+    clock: Option<ShownClock>,
     #[serde(default)]
     refused_streams: Vec<ShownRefusal>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ShownClock {
+    ahead_of_hub_ms: i64,
+    uncertainty_ms: f64,
+}
+
+impl ShownClock {
+    fn text(&self) -> String {
+        let Self {
+            ahead_of_hub_ms: ahead,
+            uncertainty_ms,
+        } = self;
+        let way = if *ahead < 0 { "behind" } else { "ahead of" };
+        format!(
+            "{:.3} s {way} the hub's, give or take {:.3} s",
+            ahead.unsigned_abs() as f64 / 1e3,
+            uncertainty_ms / 1e3
+        )
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -197,6 +233,9 @@ impl Shown {
             text.push_str(&format!("page    {http}\n"));
         }
         text.push_str(&format!("link    {}\n", self.link.text()));
+        if let Some(clock) = &self.link.clock {
+            text.push_str(&format!("clock   {}\n", clock.text()));
+        }
         for refusal in &self.link.refused_streams {
             text.push_str(&format!(
                 "        the hub refuses {}: {}\n",

@@ -122,6 +122,7 @@ pub(crate) fn session_json(session: &link::downlink::SessionStatus) -> Value {
         "rtt_ms": session.rtt.map(|rtt| rtt.as_secs_f64() * 1_000.0),
         "loss": session.loss,
         "bytes_received": session.bytes_received,
+        "clock_ahead_ms": session.clock_ahead_ms,
     })
 }
 

@@ -109,6 +109,17 @@ impl Collector for Link {
                 ConstGauge::new(time.as_secs_f64()).encode(rtt.encode_family(&labels)?)?;
             }
         }
+        let mut ahead = encoder.encode_descriptor(
+            "link_clock_ahead",
+            "How far a connected device's clock was ahead of the hub's as it connected",
+            Some(&Unit::Seconds),
+            ConstGauge::new(0f64).metric_type(),
+        )?;
+        for session in &status.sessions {
+            let labels = [("device", session.device.as_str())];
+            let ahead_s = session.clock_ahead_ms as f64 / 1e3;
+            ConstGauge::new(ahead_s).encode(ahead.encode_family(&labels)?)?;
+        }
         Ok(())
     }
 }
@@ -203,6 +214,7 @@ mod tests {
             rtt,
             loss: 0.0,
             bytes_received: 0,
+            clock_ahead_ms: -1_500,
         };
         let counters = Counters {
             datagrams_sent: 1,
@@ -241,6 +253,7 @@ mod tests {
             "penstock_link_sessions 2",
             "# TYPE penstock_link_rtt_seconds gauge",
             "penstock_link_rtt_seconds{device=\"pole-7\"} 0.04",
+            "penstock_link_clock_ahead_seconds{device=\"pole-8\"} -1.5",
             "penstock_streams 1",
             "penstock_streams_live 0",
             "penstock_store_segments 0",
@@ -250,7 +263,7 @@ mod tests {
             assert!(shown.lines().any(|l| l == line), "{line}\n{shown}");
         }
         assert!(
-            !shown.contains("pole-8"),
+            !shown.contains("link_rtt_seconds{device=\"pole-8\"}"),
             "a round trip that isn't known is not told: {shown}"
         );
     }

@@ -18,7 +18,12 @@ pub(crate) async fn janitor(store: Store, stop: CancellationToken) {
     every(JANITOR_INTERVAL, stop, || {
         let store = store.clone();
         async move {
-            match blocking(move || Ok(store.run_janitor(clock::wall_now())?)).await {
+            let round = move || {
+                store.expire_tokens(clock::wall_now())?;
+                // By a clock that doesn't step: a year ahead by mistake, all would have expired.
+                Ok(store.run_janitor(store.steady_now())?)
+            };
+            match blocking(round).await {
                 Ok(done) if done.deleted > 0 => {
                     tracing::info!(deleted = done.deleted, bytes = done.deleted_bytes, forced = done.forced, "retention removed segments");
                 }

@@ -6,6 +6,8 @@
 // A test's panic is its verdict.
 #![allow(clippy::indexing_slicing)]
 
+mod clock;
+mod common;
 mod http;
 mod line;
 mod list_rules;
@@ -14,6 +16,8 @@ pub mod power;
 mod programs;
 mod random_video;
 
+pub use clock::FakeClock;
+pub use common::{assert_all_at_hub, camera, numbers};
 pub use http::{Response, get, get_with, playlist};
 pub use line::Line;
 pub use list_rules::{ListRules, Watcher};

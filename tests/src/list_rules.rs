@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use chrono::{DateTime, FixedOffset};
 use m3u8_rs::MediaPlaylist;
 
 use crate::http::{self, get};
@@ -25,7 +26,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(30);
 pub struct ListRules {
     sequence: u64,
     discontinuities: u64,
-    /// By media sequence: what it names, its duration, and whether a discontinuity goes before it.
+    /// By media sequence: what it names, its duration, its time, and whether a discontinuity goes before it.
     known: BTreeMap<u64, Entry>,
     target: Option<u64>,
     looks: u64,
@@ -36,6 +37,7 @@ struct Entry {
     uri: String,
     duration: f32,
     discontinuity: bool,
+    time: Option<DateTime<FixedOffset>>,
 }
 
 impl ListRules {
@@ -113,6 +115,7 @@ impl ListRules {
                 uri: segment.uri.clone(),
                 duration: segment.duration,
                 discontinuity: segment.discontinuity,
+                time: segment.program_date_time,
             };
             match self.known.get_mut(&sequence) {
                 None => {

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::http;
+use crate::{clock::FakeClock, http};
 
 /// The path of a program of this workspace, built beside this test.
 pub fn program(name: &str) -> PathBuf {
@@ -61,17 +61,27 @@ pub struct Hub {
     link: u16,
     http: u16,
     admin: u16,
+    clock: Option<FakeClock>,
     child: Option<Child>,
 }
 
 impl Hub {
     /// Starts a hub in `dir` and waits until it is ready.
     pub fn start(dir: &Path) -> Result<Self> {
-        Self::start_with(dir, "")
+        Self::start_as(dir, "", None)
     }
 
     /// Starts a hub with a configuration: the text of its `hub.toml`, without addresses.
     pub fn start_with(dir: &Path, config: &str) -> Result<Self> {
+        Self::start_as(dir, config, None)
+    }
+
+    /// Starts a hub with a wall clock of its own.
+    pub fn start_by(dir: &Path, clock: Option<&FakeClock>) -> Result<Self> {
+        Self::start_as(dir, "", clock)
+    }
+
+    fn start_as(dir: &Path, config: &str, clock: Option<&FakeClock>) -> Result<Self> {
         fs::create_dir_all(dir)?;
         fs::write(dir.join("hub.toml"), config)?;
         let mut hub = Self {
@@ -79,6 +89,7 @@ impl Hub {
             link: free_port()?,
             http: free_port()?,
             admin: free_port()?,
+            clock: clock.cloned(),
             child: None,
         };
         hub.up()?;
@@ -112,6 +123,9 @@ impl Hub {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        if let Some(clock) = &self.clock {
+            clock.put_on(&mut command);
+        }
         let child = command.spawn().context("hub serve")?;
         self.child = Some(child);
         Ok(())
@@ -199,6 +213,7 @@ impl Drop for Hub {
 /// An edge-node's directory, enrolled.
 pub struct Edge {
     dir: PathBuf,
+    clock: Option<FakeClock>,
 }
 
 impl Edge {
@@ -211,6 +226,7 @@ impl Edge {
     pub fn enrol_over(dir: &Path, hub: &Hub, name: &str, address: SocketAddr) -> Result<Self> {
         let edge = Self {
             dir: dir.to_owned(),
+            clock: None,
         };
         let url = hub.enrolment(name, address)?;
         let out = edge.command(&["enroll", &url])?;
@@ -222,7 +238,13 @@ impl Edge {
     pub fn unknown(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            clock: None,
         }
+    }
+
+    /// What is pushed from now on goes by this wall clock.
+    pub fn set_clock(&mut self, clock: &FakeClock) {
+        self.clock = Some(clock.clone());
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -261,14 +283,18 @@ impl Edge {
     fn spawn(&self, command: &str, args: &[&str], stdin: Stdio) -> Result<Push> {
         fs::create_dir_all(&self.dir)?;
         let log = append(&self.dir.join("log"))?;
-        let child = Command::new(program("edge-node"))
-            .arg(command)
+        let mut edge = Command::new(program("edge-node"));
+        edge.arg(command)
             .arg("--data-dir")
             .arg(&self.dir)
             .args(args)
             .stdin(stdin)
             .stdout(log.try_clone()?)
-            .stderr(log)
+            .stderr(log);
+        if let Some(clock) = &self.clock {
+            clock.put_on(&mut edge);
+        }
+        let child = edge
             .spawn()
             .with_context(|| format!("edge-node {command}"))?;
         Ok(Push {

@@ -5,8 +5,7 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
-    process::{Child, Command, Stdio},
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,49 +16,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use system_tests::{
-    Edge, Hub, Line, ListRules, fixture, get, gstreamer_pictures, playlist, wait_for,
+    Edge, Hub, Line, ListRules, assert_all_at_hub, camera, fixture, gstreamer_pictures,
+    numbers, playlist, wait_for,
 };
-
-/// ffmpeg that plays a clip at its own pace as MPEG-TS on its standard output.
-fn camera(clip: &Path, seconds: u32) -> Result<(Child, Stdio)> {
-    let mut ffmpeg = Command::new("ffmpeg")
-        .args([
-            "-hide_banner",
-            "-loglevel",
-            "error",
-            "-nostdin",
-            "-re",
-            "-i",
-        ])
-        .arg(clip)
-        .args([
-            "-t",
-            &seconds.to_string(),
-            "-c",
-            "copy",
-            "-f",
-            "mpegts",
-            "-flush_packets",
-            "1",
-            "-",
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("ffmpeg")?;
-    let out = ffmpeg.stdout.take().context("stdout")?;
-    Ok((ffmpeg, Stdio::from(out)))
-}
-
-fn numbers(url: &str) -> Vec<u64> {
-    let Ok(list) = playlist(url) else {
-        return Vec::new();
-    };
-    list.segments
-        .iter()
-        .filter_map(|s| s.uri.strip_suffix(".ts")?.parse().ok())
-        .collect()
-}
 
 /// Watches a list every few milliseconds: when each segment was first seen.
 fn watch(url: String, stop: Arc<AtomicBool>) -> thread::JoinHandle<HashMap<u64, Instant>> {
@@ -73,23 +32,6 @@ fn watch(url: String, stop: Arc<AtomicBool>) -> thread::JoinHandle<HashMap<u64, 
         }
         seen
     })
-}
-
-fn assert_all_at_hub(edge: &Edge, hub: &Hub, stream: &str) -> Result<usize> {
-    let here = edge.segments(stream)?;
-    for (number, hash) in &here {
-        let got = get(&hub.url(&format!("/s/{stream}/{number}.ts")))?;
-        ensure!(
-            got.status == 200,
-            "segment {number} is not at the hub: {}",
-            got.text()
-        );
-        ensure!(
-            blake3::hash(&got.body).to_string() == *hash,
-            "segment {number} differs"
-        );
-    }
-    Ok(here.len())
 }
 
 #[test]

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 
-use model::{MediaDuration, RunInfo, SegmentInfo, SegmentNumber, WallTime};
+use model::{MediaDuration, RunInfo, SegmentInfo, SegmentNumber, TICKS_PER_SECOND, WallTime};
 
 /// How much a live list keeps listed unless told otherwise.
 pub const DEFAULT_WINDOW: MediaDuration = MediaDuration::from_millis(120_000);
@@ -25,6 +25,14 @@ pub const MAX_ENTRIES: usize = 4_096;
 pub const MAX_GAP: MediaDuration = MediaDuration::from_millis(60_000);
 /// Highest TARGETDURATION that a list takes: ten times the highest that our edge cuts to.
 pub const MAX_TARGET_S: u32 = 60;
+
+/// Longest that a segment may have to stay after it left a list with this window: see `retire`.
+pub fn max_grace(window: MediaDuration) -> MediaDuration {
+    let longest = i64::from(MAX_TARGET_S) * TICKS_PER_SECOND;
+    let listed = window.0.max(longest.saturating_mul(MIN_ENTRIES as i64));
+    let listed = listed.saturating_add(longest);
+    MediaDuration(listed.saturating_add(listed / 2).saturating_add(longest))
+}
 
 /// One line of the list. Its sequence number means the same entry for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,7 +185,7 @@ impl LiveList {
     }
 
     /// What is listed, oldest first.
-    pub fn entries(&self) -> impl ExactSizeIterator<Item = &LiveEntry> {
+    pub fn entries(&self) -> impl DoubleEndedIterator<Item = &LiveEntry> + ExactSizeIterator {
         self.entries.iter()
     }
 

@@ -14,4 +14,6 @@ pub use segment::{
     HoleReason, MAX_SEGMENT_BYTES, PartInfo, RunInfo, SegmentHash, SegmentHasher, SegmentInfo,
     SegmentNumber,
 };
-pub use time::{MediaDuration, MediaTime, TICKS_PER_SECOND, WallTime, WallTimeError};
+pub use time::{
+    BootId, BootTime, MediaDuration, MediaTime, TICKS_PER_SECOND, WallTime, WallTimeError,
+};

@@ -1,4 +1,5 @@
-//! Media time and wall time. Monotonic time is `std::time::Instant`, always handed in.
+//! Media time, wall time, and monotonic time as it is kept: [`BootTime`]. Within a program monotonic time is
+//! `std::time::Instant`, always handed in.
 //!
 //! The three never mix (invariant 8): there is no conversion between them here but the arithmetic of
 //! durations.
@@ -118,6 +119,14 @@ impl WallTime {
     /// The last millisecond of the year 9999: what a date can be written of.
     pub const LATEST: Self = Self(253_402_300_799_999);
 
+    /// The first moment of 2024: a clock that shows less was never set.
+    pub const PLAUSIBLE: Self = Self(1_704_067_200_000);
+
+    /// Whether a clock that shows this may have been set.
+    pub fn is_plausible(self) -> bool {
+        (Self::PLAUSIBLE..=Self::LATEST).contains(&self)
+    }
+
     /// The nearest time from 1970 to 9999. Times outside come from clocks that were never set, and no list
     /// or peer takes them.
     pub fn in_calendar(self) -> Self {
@@ -137,6 +146,33 @@ impl WallTime {
     /// As a date, for PROGRAM-DATE-TIME and file names; None outside the years chrono knows.
     pub fn to_utc(self) -> Option<DateTime<Utc>> {
         DateTime::from_timestamp_millis(self.0)
+    }
+}
+
+/// One boot of one machine: a hash of the kernel's name for it, never below nought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BootId(pub i64);
+
+/// A point on the clock that runs from a machine's boot on and that no step moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BootTime {
+    pub boot: BootId,
+    /// Milliseconds since that boot, sleep included.
+    pub ms: i64,
+}
+
+impl BootTime {
+    /// The boot time `d` of media after this one.
+    pub fn plus(self, d: MediaDuration) -> Self {
+        Self {
+            ms: self.ms.saturating_add(d.as_millis()),
+            ..self
+        }
+    }
+
+    /// The wall time of this point where the boot began at `zero`.
+    pub fn wall(self, zero: WallTime) -> WallTime {
+        WallTime(zero.0.saturating_add(self.ms)).in_calendar()
     }
 }
 

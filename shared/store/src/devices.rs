@@ -102,6 +102,26 @@ impl Store {
         Ok(used)
     }
 
+    /// Tokens that have expired stay so, whatever the clock shows later. Called by the daemon now and then.
+    pub fn expire_tokens(&self, now: WallTime) -> Result<()> {
+        let due = self.inner().catalog.read(|c| {
+            Ok(c.prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM token WHERE used_by IS NULL AND expires_ms BETWEEN ?1 AND ?2)",
+            )?
+            .query_row(params![EXPIRED_MS + 1, now.0], |row| row.get::<_, bool>(0))?)
+        })?;
+        if due {
+            self.inner().catalog.write(|c| {
+                c.prepare_cached(
+                    "UPDATE token SET expires_ms = ?1 WHERE used_by IS NULL AND expires_ms BETWEEN ?1 + 1 AND ?2",
+                )?
+                .execute(params![EXPIRED_MS, now.0])?;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     pub fn device_by_key(&self, key: &[u8; 32]) -> Result<Option<Device>> {
         self.inner().catalog.read(|c| {
             Ok(c.prepare_cached(&format!("{DEVICE} WHERE key = ?1"))?
@@ -210,8 +230,14 @@ impl Store {
     }
 }
 
+/// Longest life of a token: 31 days. `hub enroll` gives less.
+pub const MAX_TOKEN_LIFE_MS: i64 = 31 * 24 * 3_600_000;
+
 /// Tokens are remembered this long after they expired, so that a late user hears why: 30 days.
 const TOKEN_MEMORY_MS: i64 = 30 * 24 * 3_600_000;
+
+/// What a token that was seen to expire expires at.
+const EXPIRED_MS: i64 = 0;
 
 const DEVICE: &str =
     "SELECT name, key, enabled, enrolled_ms, last_seen_ms, last_address FROM device";
@@ -276,7 +302,12 @@ fn find_token(
             Ok(Grant { name, used: true })
         }
         Some((_, _, Some(_), _)) => Err(TokenError::Used),
-        Some((_, expires, None, _)) if expires <= now.0 => Err(TokenError::Expired),
+        // Nor is one that has more life left than it was given: the clock has gone back since.
+        Some((_, expires, None, _))
+            if expires <= now.0 || expires.saturating_sub(now.0) > MAX_TOKEN_LIFE_MS =>
+        {
+            Err(TokenError::Expired)
+        }
         Some((name, _, None, _)) => Ok(Grant { name, used: false }),
     })
 }

@@ -17,7 +17,9 @@ mod lock;
 mod recording;
 mod recover;
 mod replication;
+mod restamp;
 mod retention;
+mod steady;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,7 @@ use model::{DeviceName, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamN
 pub use error::StoreError;
 pub use files::make_data_dir;
 pub use recording::MAX_RECORDING_SEGMENTS;
+pub use restamp::RESTAMP_TOLERANCE_MS;
 pub use retention::RetentionLimits;
 pub use store::Store;
 pub use writer::SegmentWriter;

@@ -5,6 +5,11 @@
 //! number order and announcements come first, so it arrives or is settled); a tombstone is a hole, and
 //! becomes EXT-X-GAP once the segment behind it is here and tells how long it was. Numbers with neither
 //! were burnt without media. Keeps invariants 1 and 4: committed with the segment, then published.
+//!
+//! A correction of the clock moves no live media (invariant 8): PROGRAM-DATE-TIME must not jump within a run
+//! (RFC 8216bis 6.2.1), so a run's entries stand by the wall time of the first of them that was listed and the
+//! media between them, whatever the ledger says since. The next run begins at the corrected time, behind its
+//! discontinuity. How long a hole was is the ledger's word.
 
 use std::sync::Arc;
 
@@ -29,6 +34,14 @@ use crate::{
 /// Segments listed in one commit at most: after a long catch-up the rest follows with the next one.
 const MAX_LISTED_AT_ONCE: usize = 4_096;
 
+/// The times of a change to a live list.
+pub(crate) struct Times {
+    /// By this machine's clock: when it changed.
+    pub(crate) wall: WallTime,
+    /// By the clock that no step moves: how long what leaves must stay.
+    pub(crate) steady: WallTime,
+}
+
 /// What one look at the ledger did.
 pub(crate) struct Advanced {
     /// The list as it now stands; None: nothing was ever listed.
@@ -43,12 +56,13 @@ pub(crate) fn advance(
     c: &Connection,
     stream: &StreamRow,
     window: MediaDuration,
-    now: WallTime,
+    times: &Times,
 ) -> Result<Advanced, Fault> {
+    let now = times.steady;
     let mut row = live::load(c, stream.id, window)?.unwrap_or_else(|| LiveRow {
-        list: LiveList::new(u64::try_from(now.0 / 1_000).unwrap_or(0), window),
+        list: LiveList::new(u64::try_from(times.wall.0 / 1_000).unwrap_or(0), window),
         looked_to: None,
-        changed: now,
+        changed: times.wall,
     });
     let before = (*row.list.header(), row.looked_to);
     let mut listed = Vec::new();
@@ -77,8 +91,10 @@ pub(crate) fn advance(
     end_if_told(c, stream, &mut row, now)?;
     let changed = before != (*row.list.header(), row.looked_to);
     if changed {
-        row.changed = now;
-        live::put_header(c, stream.id, row.list.header(), row.looked_to, now)?;
+        // A viewer that asks whether it changed since must not hear no because a clock went back.
+        row.changed = times.wall.max(row.changed);
+        let (header, looked_to) = (row.list.header(), row.looked_to);
+        live::put_header(c, stream.id, header, looked_to, row.changed)?;
     }
     let known = row.list.header().last_number.is_some();
     Ok(Advanced {
@@ -103,7 +119,9 @@ fn list_one(
             .last()
             .map(|e| e.wall_start.plus(e.duration))
     {
-        let missing = MediaDuration::from_millis(info.wall_start.0.saturating_sub(end.0));
+        let behind = correction(c, stream.id, &row.list)?;
+        let begins = info.wall_start.0.saturating_sub(behind);
+        let missing = MediaDuration::from_millis(begins.saturating_sub(end.0));
         if missing > MediaDuration::ZERO {
             let change = row.list.append_gap(end, missing, now);
             live::apply(c, stream.id, &change, now)?;
@@ -115,6 +133,7 @@ fn list_one(
         resolution: None,
         target_duration_s: 2,
     });
+    let info = &on_live_clock(c, stream.id, info)?;
     match row.list.append_segment(info, &run, now) {
         Ok(change) => live::apply(c, stream.id, &change, now)?,
         Err(error) => {
@@ -122,6 +141,33 @@ fn list_one(
         }
     }
     Ok(())
+}
+
+/// By how many milliseconds the ledger has been corrected since the newest segment was listed.
+fn correction(c: &Connection, stream: i64, list: &LiveList) -> Result<i64, Fault> {
+    let listed = list
+        .entries()
+        .rev()
+        .find_map(|e| Some((e.number()?, e.wall_start)));
+    let Some((number, live)) = listed else {
+        return Ok(0);
+    };
+    let ledger = segments::find(c, stream, number)?;
+    Ok(ledger.map_or(0, |row| row.info.wall_start.0.saturating_sub(live.0)))
+}
+
+/// The segment with the wall time at which its run stands on the live list.
+fn on_live_clock(c: &Connection, stream: i64, info: &SegmentInfo) -> Result<SegmentInfo, Fault> {
+    Ok(match streams::live_anchor(c, stream, info.run)? {
+        Some((wall, media)) => SegmentInfo {
+            wall_start: wall.plus(info.media_start - media).in_calendar(),
+            ..*info
+        },
+        None => {
+            streams::set_live_anchor(c, stream, info)?;
+            *info
+        }
+    })
 }
 
 /// ENDLIST once everything up to the told end is settled.

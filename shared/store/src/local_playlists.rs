@@ -6,9 +6,11 @@
 //! makes the newest hour right again.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
     path::Path,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use media::playlist::{self, HOUR_LIST_END, UriForm};
@@ -79,6 +81,11 @@ impl Store {
     }
 
     fn append_to_hour(&self, stream: &StreamName, info: &SegmentInfo) -> Result<()> {
+        let listed_to = self.hour_lists(stream);
+        let listed_to = listed_to.lock().unwrap_or_else(PoisonError::into_inner);
+        if listed_to.is_some_and(|last| last >= info.number) {
+            return Ok(());
+        }
         let before = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
             Ok(segments::before(c, row.id, info.number)?)
@@ -99,29 +106,73 @@ impl Store {
 
     /// After a start: the newest hour list is what the ledger says, whatever a kill or a loss of power left.
     pub(crate) fn repair_hour_list(&self, stream: &StreamName) -> Result<()> {
-        let Some((newest, hour)) = self.newest_hour(stream)? else {
+        match self.newest_hour(stream)? {
+            Some((newest, _)) => self.rewrite_hour(stream, hour_of(newest.wall_start), false),
+            None => Ok(()),
+        }
+    }
+
+    /// After a correction of wall times: the lists of these hours (their first milliseconds), and of all that
+    /// lie in the folder, are what the ledger says.
+    pub(crate) fn rewrite_hour_lists(
+        &self,
+        stream: &StreamName,
+        mut hours: BTreeSet<i64>,
+    ) -> Result<()> {
+        let listed_to = self.hour_lists(stream);
+        let mut listed_to = listed_to.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((newest, _)) = self.newest_hour(stream)? else {
             return Ok(());
         };
+        let folder = self.inner().layout.stream(stream);
+        for entry in fs::read_dir(&folder).at(&folder)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            hours.extend(hour_named(&name));
+        }
+        for hour in hours {
+            self.rewrite_hour(stream, hour, hour < hour_of(newest.wall_start))?;
+        }
+        *listed_to = Some(newest.number);
+        Ok(())
+    }
+
+    /// Writes the list of an hour, unless it says so already; an hour with nothing in it has none.
+    fn rewrite_hour(&self, stream: &StreamName, hour: i64, over: bool) -> Result<()> {
+        let Some(name) = hour_name(WallTime(hour)) else {
+            return Ok(());
+        };
+        let path = self.inner().layout.stream(stream).join(name);
+        let to = WallTime(hour.saturating_add(HOUR_MS));
         let entries: Vec<SegmentInfo> = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            let (from, to) = hour_around(newest.wall_start);
-            let rows = segments::here_between(c, row.id, from, to, MAX_HOUR_ENTRIES)?;
+            let rows = segments::here_between(c, row.id, WallTime(hour), to, MAX_HOUR_ENTRIES)?;
             Ok(rows.into_iter().map(|row| row.info).collect())
         })?;
+        if entries.is_empty() {
+            return crate::files::remove(&path);
+        }
         let mut text = playlist::hour_list_head(HOUR_TARGET_S);
         let mut before = None;
         for info in &entries {
             text += &playlist::hour_list_entry(info, before, UriForm::Folder);
             before = Some(info);
         }
-        let path = self.inner().layout.stream(stream).join(hour);
         let there = fs::read_to_string(&path).unwrap_or_default();
-        if there.strip_suffix(HOUR_LIST_END).unwrap_or(&there) == text {
+        let ended = there.strip_suffix(HOUR_LIST_END);
+        if ended.unwrap_or(&there) == text && (ended.is_some() || !over) {
             return Ok(());
+        }
+        if over {
+            text += HOUR_LIST_END;
         }
         let temporary = path.with_extension("new");
         fs::write(&temporary, &text).at(&temporary)?;
         fs::rename(&temporary, &path).at(&path)
+    }
+
+    /// Held while hour lists of a stream are written; the highest number that a rewriting listed.
+    fn hour_lists(&self, stream: &StreamName) -> Arc<Mutex<Option<SegmentNumber>>> {
+        self.with_memory(stream, |memory| memory.hour_lists.clone())
     }
 
     /// Ends the newest hour list once its hour is over and nothing is being written.
@@ -162,10 +213,16 @@ impl Store {
     }
 }
 
-/// First and last millisecond (excluded) of the UTC hour around a time.
-fn hour_around(time: WallTime) -> (WallTime, WallTime) {
-    let start = time.0.div_euclid(HOUR_MS).saturating_mul(HOUR_MS);
-    (WallTime(start), WallTime(start.saturating_add(HOUR_MS)))
+/// The first millisecond of the UTC hour around a time.
+pub(crate) fn hour_of(time: WallTime) -> i64 {
+    time.0.div_euclid(HOUR_MS).saturating_mul(HOUR_MS)
+}
+
+/// The first millisecond of the hour that a list is named after.
+fn hour_named(name: &str) -> Option<i64> {
+    let hour = name.strip_suffix(".m3u8").filter(|_| is_hour_name(name))?;
+    let time: WallTime = format!("{hour}:00:00Z").parse().ok()?;
+    Some(time.0)
 }
 
 /// `2026-05-01T08.m3u8`.

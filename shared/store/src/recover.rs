@@ -9,12 +9,13 @@ use std::{
     io,
 };
 
-use media::{access_unit::SourceEvent, ts::demux::Demuxer};
+use media::{access_unit::SourceEvent, live_list, ts::demux::Demuxer};
 use model::{HoleReason, MediaDuration, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
 
 use crate::{
     RecoveryReport, Store,
     catalog::{
+        live,
         segments::{self, SegmentRow, State},
         spans,
         streams::{self, StreamRow},
@@ -42,6 +43,12 @@ const STUFFING: u8 = 0xff;
 impl Store {
     pub(crate) fn recover(&self) -> Result<RecoveryReport> {
         let mut report = RecoveryReport::default();
+        let latest = self
+            .steady_now()
+            .plus(live_list::max_grace(self.inner().window()));
+        self.inner()
+            .catalog
+            .write(|c| Ok(live::shorten_grace(c, latest)?))?;
         let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
         for row in &all {
             self.recover_open(row, &mut report)?;

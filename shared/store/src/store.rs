@@ -14,8 +14,8 @@ use std::{
 use bytes::Bytes;
 use media::playlist::UriForm;
 use model::{
-    DeviceName, MAX_SEGMENT_BYTES, MediaDuration, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
-    StreamName, WallTime,
+    BootTime, DeviceName, MAX_SEGMENT_BYTES, MediaDuration, RunInfo, SegmentHash, SegmentInfo,
+    SegmentNumber, StreamName, WallTime,
 };
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -24,15 +24,16 @@ use crate::{
     OpenSegment, OpenView, Playlist, RecoveryReport, SegmentWriter, StoreOptions, StreamState,
     StreamSummary,
     catalog::{
-        Catalog, Fault,
+        Catalog, Fault, boots,
         segments::{self, SegmentRow, State},
         spans,
         streams::{self, StreamRow},
     },
     error::{AtPath, Result, StoreError},
     files::{self, Layout},
-    live::{self, Advanced},
+    live::{self, Advanced, Times},
     lock::Lock,
+    steady::Steady,
 };
 
 /// A stream that wrote within this is live: two long segments without a part.
@@ -58,6 +59,7 @@ pub(crate) struct Inner {
     changes: watch::Sender<u64>,
     streams: Mutex<HashMap<StreamName, Arc<Mutex<Memory>>>>,
     foreign_version: Mutex<i64>,
+    steady: Mutex<Steady>,
     _lock: Option<Lock>,
 }
 
@@ -78,6 +80,8 @@ pub(crate) struct Memory {
     /// Held from before a commit that changes the live list until its text is published: what viewers see
     /// follows the commits in their order (invariant 4).
     order: Arc<Mutex<()>>,
+    /// Edge: held while hour lists are written; the highest number that a rewriting of them has listed.
+    pub(crate) hour_lists: Arc<Mutex<Option<SegmentNumber>>>,
 }
 
 impl Inner {
@@ -129,6 +133,7 @@ impl Store {
                 changes: watch::Sender::new(0),
                 streams: Mutex::default(),
                 foreign_version: Mutex::new(version),
+                steady: Mutex::new(Steady::new(wall_now(), Instant::now())),
                 _lock: lock,
             }),
         })
@@ -167,6 +172,18 @@ impl Store {
         let memory = self.memory_of(stream);
         let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
         work(&mut memory)
+    }
+
+    /// The time by which things are kept and let go: this machine's clock as it was when the store was opened,
+    /// and what has passed since. A step of the clock does not move it, so none makes anything expire; see
+    /// `steady.rs`.
+    pub fn steady_now(&self) -> WallTime {
+        let mut steady = self
+            .inner
+            .steady
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        steady.now(wall_now(), Instant::now())
     }
 
     /// Ticks whenever something changed: a segment opened, a part finished, closed, stored, ended, a device
@@ -338,6 +355,26 @@ impl Store {
     /// Opens a segment. Its number is burnt, durably, before this returns (invariant 2). The stream must be
     /// registered and its run put.
     pub fn open_segment(&self, stream: &StreamName, open: OpenSegment) -> Result<SegmentWriter> {
+        self.open_at(stream, open, None)
+    }
+
+    /// Opens a segment of a live source, which began at `at` by the clock of this boot. Where that clock was
+    /// corrected ([`Store::correct_boot`]) its wall time follows from it, else it is `open`'s until then.
+    pub fn open_live_segment(
+        &self,
+        stream: &StreamName,
+        open: OpenSegment,
+        at: BootTime,
+    ) -> Result<SegmentWriter> {
+        self.open_at(stream, open, Some(at))
+    }
+
+    fn open_at(
+        &self,
+        stream: &StreamName,
+        mut open: OpenSegment,
+        at: Option<BootTime>,
+    ) -> Result<SegmentWriter> {
         self.inner.layout.make_folder(stream, open.number)?;
         if self.inner.options.local_playlists {
             self.close_left_open(stream)?;
@@ -346,6 +383,9 @@ impl Store {
         }
         self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
+            // In this transaction: a correction finds the row, or the row finds the correction.
+            let corrected = at.map(|at| boots::wall(c, at)).transpose()?.flatten();
+            open.wall_start = corrected.unwrap_or(open.wall_start);
             let buried = segments::next_tombstone(
                 c,
                 row.id,
@@ -358,6 +398,9 @@ impl Store {
                     number: open.number,
                 }
                 .into());
+            }
+            if let Some(at) = at {
+                segments::set_boot(c, row.id, open.number, at)?;
             }
             if row.told_to_end && row.ending.is_none_or(|ending| open.number > ending) {
                 streams::begin_anew(c, row.id, open.number)?;
@@ -573,13 +616,16 @@ impl Store {
     ) -> Result<T> {
         let order = self.with_memory(stream, |memory| memory.order.clone());
         let _in_order = order.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = wall_now();
+        let now = Times {
+            wall: wall_now(),
+            steady: self.steady_now(),
+        };
         let (done, advanced) = self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
             let done = work(c, &row)?;
             // What was done may have changed it.
             let row = streams::get(c, stream)?;
-            Ok((done, live::advance(c, &row, self.inner.window(), now)?))
+            Ok((done, live::advance(c, &row, self.inner.window(), &now)?))
         })?;
         self.publish_live(stream, &advanced);
         Ok(done)

@@ -231,7 +231,12 @@ impl Drop for SegmentWriter {
 impl Store {
     /// Row *here*, live list, then everything that readers see.
     pub(crate) fn commit_closed(&self, stream: &StreamName, info: &SegmentInfo) -> Result<()> {
-        self.change_live(stream, |c, row| Ok(segments::close(c, row.id, info)?))?;
+        let wall_start =
+            self.change_live(stream, |c, row| Ok(segments::close(c, row.id, info)?))?;
+        let info = &SegmentInfo {
+            wall_start,
+            ..*info
+        };
         tracing::debug!(%stream, number = info.number.0, bytes = info.bytes, duration_ms = info.duration.as_millis(), "segment closed");
         self.write_local_playlists(stream, info);
         Ok(())

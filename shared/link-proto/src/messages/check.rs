@@ -9,7 +9,8 @@ use model::{
 };
 
 use super::{
-    MAX_CODECS_BYTES, MAX_RANGES, MAX_REASON_BYTES, MAX_SOFTWARE_BYTES, PROTOCOL_VERSION, wire,
+    MAX_CODECS_BYTES, MAX_RANGES, MAX_REASON_BYTES, MAX_RESTAMPED, MAX_SOFTWARE_BYTES,
+    PROTOCOL_VERSION, wire,
 };
 
 /// Latest wall time on the wire: the last millisecond of the year 9999, which playlists can still write.
@@ -140,6 +141,26 @@ pub(super) fn hole_reason(code: u32) -> Result<HoleReason> {
         Ok(0) | Err(_) => Err(out_of_range("hole reason", code)),
         Ok(code) => Ok(HoleReason::from_code(code).unwrap_or(HoleReason::Refused)),
     }
+}
+
+/// Wall times by ascending number.
+pub(super) fn walls(walls: Vec<wire::WallTime>) -> Result<Vec<(SegmentNumber, WallTime)>> {
+    at_most("restamped segments", walls.len(), MAX_RESTAMPED)?;
+    if walls.is_empty() {
+        return Err(ProtocolError::Missing("restamped segments"));
+    }
+    if !walls.is_sorted_by(|a, b| a.number < b.number) {
+        return Err(ProtocolError::Malformed("order of restamped segments"));
+    }
+    walls
+        .into_iter()
+        .map(|w| {
+            Ok((
+                SegmentNumber(w.number),
+                wall("wall start", w.wall_start_ms)?,
+            ))
+        })
+        .collect()
 }
 
 pub(super) fn ranges(ranges: Vec<wire::Range>) -> Result<Vec<RangeInclusive<SegmentNumber>>> {

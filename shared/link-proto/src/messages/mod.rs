@@ -31,6 +31,8 @@ pub const MAX_CHUNK_BYTES: usize = 16 * 1024;
 pub const MAX_RANGES: usize = 256;
 /// Most segments in one announcement: with their runs they fit a message.
 pub const MAX_ANNOUNCED: usize = 64;
+/// Most segments restamped by one message: some 6 KB.
+pub const MAX_RESTAMPED: usize = 256;
 /// Most floors in a welcome: as many as a device may have streams.
 pub const MAX_FLOORS: usize = 256;
 /// Longest enrolment token in bytes.
@@ -89,6 +91,12 @@ pub enum ToHub {
         stream: StreamName,
         last: Option<SegmentNumber>,
     },
+    /// Corrected wall times of segments that the hub has, ascending; at least one, at most
+    /// [`MAX_RESTAMPED`]. Answered by [`ToEdge::Restamped`].
+    Restamp {
+        stream: StreamName,
+        segments: Vec<(SegmentNumber, WallTime)>,
+    },
 }
 
 /// From a hub to an edge.
@@ -140,6 +148,11 @@ pub enum ToEdge {
     Ended {
         stream: StreamName,
         last: Option<SegmentNumber>,
+    },
+    /// The wall times of a [`ToHub::Restamp`] up to this number are committed.
+    Restamped {
+        stream: StreamName,
+        last: SegmentNumber,
     },
 }
 

@@ -105,6 +105,12 @@ fn every_to_hub() -> Vec<ToHub> {
             stream: stream(),
             last: Some(SegmentNumber(7)),
         },
+        ToHub::Restamp {
+            stream: stream(),
+            segments: (0..MAX_RESTAMPED as u64)
+                .map(|n| (SegmentNumber(u64::MAX - 1_000 + n), WallTime::LATEST))
+                .collect(),
+        },
     ]
 }
 
@@ -160,6 +166,10 @@ fn every_to_edge() -> Vec<ToEdge> {
         ToEdge::Ended {
             stream: stream(),
             last: None,
+        },
+        ToEdge::Restamped {
+            stream: stream(),
+            last: number,
         },
     ]
 }
@@ -237,6 +247,10 @@ fn nonsense_is_named() {
         stream: stream(),
         info: info(),
     };
+    let restamp = || ToHub::Restamp {
+        stream: stream(),
+        segments: [3, 4].map(|n| (SegmentNumber(n), WallTime(0))).to_vec(),
+    };
     let of =
         |m: &mut wire::SegmentClosed, f: fn(&mut wire::Segment)| f(m.segment.as_mut().unwrap());
     let errors = [
@@ -260,6 +274,10 @@ fn nonsense_is_named() {
         spoiled!(ToHub::SegmentStart(start()), SegmentStart, m => m.run.as_mut().unwrap().codecs = "a\"\nb".into()),
         spoiled!(ToHub::SegmentStart(start()), SegmentStart, m => m.run.as_mut().unwrap().width = 0),
         spoiled!(ToHub::SegmentStart(start()), SegmentStart, m => m.run.as_mut().unwrap().target_duration_s = 0),
+        spoiled!(restamp(), Restamp, m => m.segments.clear()),
+        spoiled!(restamp(), Restamp, m => m.segments.swap(0, 1)),
+        spoiled!(restamp(), Restamp, m => m.segments[1].wall_start_ms = -1),
+        spoiled!(restamp(), Restamp, m => m.segments = vec![m.segments[0]; MAX_RESTAMPED + 1]),
     ];
     assert_eq!(
         errors,
@@ -284,6 +302,10 @@ fn nonsense_is_named() {
             "codecs is malformed",
             "width 0 is out of range",
             "target duration 0 is out of range",
+            "restamped segments is missing",
+            "order of restamped segments is malformed",
+            "wall start -1 is out of range",
+            "restamped segments has 257 bytes or entries, over the limit of 256",
         ]
     );
 }

@@ -58,6 +58,10 @@ pub(super) fn from_wire(message: wire::ToEdge) -> Result<Option<ToEdge>, Protoco
             stream: check::stream(m.stream)?,
             last: m.last.map(SegmentNumber),
         },
+        Kind::Restamped(m) => ToEdge::Restamped {
+            stream: check::stream(m.stream)?,
+            last: SegmentNumber(m.last),
+        },
     }))
 }
 
@@ -147,6 +151,10 @@ pub(super) fn to_wire(message: &ToEdge) -> wire::ToEdge {
         ToEdge::Ended { stream, last } => Kind::Ended(wire::Ended {
             stream: stream.to_string(),
             last: last.map(|last| last.0),
+        }),
+        ToEdge::Restamped { stream, last } => Kind::Restamped(wire::Restamped {
+            stream: stream.to_string(),
+            last: last.0,
         }),
     };
     wire::ToEdge { kind: Some(kind) }

@@ -64,6 +64,10 @@ pub(super) fn from_wire(message: wire::ToHub) -> Result<Option<ToHub>, ProtocolE
             stream: check::stream(m.stream)?,
             last: m.last.map(SegmentNumber),
         },
+        Kind::Restamp(m) => ToHub::Restamp {
+            stream: check::stream(m.stream)?,
+            segments: check::walls(m.segments)?,
+        },
     }))
 }
 
@@ -176,6 +180,16 @@ pub(super) fn to_wire(message: &ToHub) -> wire::ToHub {
         ToHub::StreamEnd { stream, last } => Kind::StreamEnd(wire::StreamEnd {
             stream: stream.to_string(),
             last: last.map(|last| last.0),
+        }),
+        ToHub::Restamp { stream, segments } => Kind::Restamp(wire::Restamp {
+            stream: stream.to_string(),
+            segments: segments
+                .iter()
+                .map(|(number, wall)| wire::WallTime {
+                    number: number.0,
+                    wall_start_ms: wall.0,
+                })
+                .collect(),
         }),
     };
     wire::ToHub { kind: Some(kind) }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use model::{
     HoleReason, MAX_SEGMENT_BYTES, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
-    StreamName,
+    StreamName, WallTime,
 };
 
 use super::{MAX_PARTIALS, MAX_STREAMS};
@@ -58,6 +58,11 @@ pub enum Job {
     End {
         stream: StreamName,
         last: Option<SegmentNumber>,
+    },
+    /// Set the wall times of segments that are known; ascending, at least one.
+    Restamp {
+        stream: StreamName,
+        segments: Vec<(SegmentNumber, WallTime)>,
     },
 }
 
@@ -116,6 +121,10 @@ pub enum Outcome {
     Ended {
         stream: StreamName,
         last: Option<SegmentNumber>,
+    },
+    Restamped {
+        stream: StreamName,
+        last: SegmentNumber,
     },
 }
 
@@ -191,6 +200,9 @@ impl Receiver {
             ToHub::StreamEnd { stream, last } => {
                 Ok(self.incoming(&stream)?.map(|_| Job::End { stream, last }))
             }
+            ToHub::Restamp { stream, segments } => Ok(self
+                .incoming(&stream)?
+                .map(|_| Job::Restamp { stream, segments })),
         }
     }
 
@@ -249,6 +261,7 @@ impl Receiver {
                 vec![again(stream, number, DISK_WAIT_MS)]
             }
             Outcome::Ended { stream, last } => vec![ToEdge::Ended { stream, last }],
+            Outcome::Restamped { stream, last } => vec![ToEdge::Restamped { stream, last }],
         }
     }
 

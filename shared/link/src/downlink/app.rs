@@ -164,6 +164,7 @@ impl Downlink {
                 let question = match ToHub::decode(message) {
                     Ok(Some(ToHub::Hello(hello))) => {
                         tracing::debug!(session = %id, peer = %session.peer, software = hello.software, clock = %hello.clock, "hello");
+                        session.clock_ahead_ms = hello.clock.0.saturating_sub(wall_now().0);
                         Question::Hello { session: id, key }
                     }
                     Ok(Some(ToHub::Enrol { hello, token })) => {

@@ -36,6 +36,8 @@ pub struct SessionStatus {
     /// Share of this end's datagrams that did not arrive lately, 0 to 1.
     pub loss: f32,
     pub bytes_received: u64,
+    /// How far its clock was ahead of ours as it connected, in milliseconds; the way here makes it less.
+    pub clock_ahead_ms: i64,
 }
 
 #[derive(Debug, Clone, Default)]

@@ -25,6 +25,8 @@ pub(super) struct Session {
     pub(super) peer: SocketAddr,
     pub(super) since: WallTime,
     pub(super) seen_at: Instant,
+    /// Its clock less ours, as it said who it is.
+    pub(super) clock_ahead_ms: i64,
     /// Counts renewals of the channels: what was asked before is not answered after.
     pub(super) generation: u64,
     pub(super) state: State,
@@ -65,6 +67,7 @@ impl Session {
             peer,
             since: wall_now(),
             seen_at: now,
+            clock_ahead_ms: 0,
             generation: 0,
             state: State::Stranger {
                 until: now + STRANGER_TIME,
@@ -152,6 +155,7 @@ impl Session {
             rtt: stats.rtt,
             loss: stats.loss,
             bytes_received: stats.bytes_received,
+            clock_ahead_ms: self.clock_ahead_ms,
         })
     }
 }

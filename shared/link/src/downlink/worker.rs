@@ -253,6 +253,19 @@ impl Desk {
                 tracing::info!(%stream, last = last.map(|last| last.0), "stream ended");
                 Outcome::Ended { stream, last }
             }
+            Job::Restamp { stream, segments } => {
+                let changed = self.store.restamp(&stream, &segments)?;
+                if changed > 0 {
+                    tracing::info!(device = %self.device, %stream, segments = changed, "its clock was corrected: segments got other wall times");
+                }
+                let Some((last, _)) = segments.last() else {
+                    return Ok(None);
+                };
+                Outcome::Restamped {
+                    stream,
+                    last: *last,
+                }
+            }
         }))
     }
 

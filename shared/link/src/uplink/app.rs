@@ -10,12 +10,13 @@ use link_proto::{
     messages::{ToEdge, ToHub},
     replicate::sender::{Command, Sender},
 };
+use model::MediaDuration;
 use store::Store;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    LinkState, UplinkConfig, UplinkStatus,
+    HubTime, HubTimeTaker, LinkState, UplinkConfig, UplinkStatus,
     disk::{self, Answer, Disk, Work},
 };
 use crate::{
@@ -61,6 +62,12 @@ pub(super) struct Uplink {
     welcomed: Option<LinkState>,
     floors: Vec<(model::StreamName, model::SegmentNumber)>,
     left_out: Vec<model::StreamName>,
+    /// When `Hello` was said last.
+    greeted_at: Instant,
+    hub_time: Option<HubTime>,
+    on_hub_time: HubTimeTaker,
+    /// The hub's time that the disk thread's queue had no room for.
+    untold: Option<HubTime>,
     status_at: Instant,
     shutdown: CancellationToken,
     ending: Option<Ending>,
@@ -74,6 +81,8 @@ enum Phase {
     Down,
     /// `Hello` is said, `Welcome` has not come.
     Greeting(SessionId),
+    /// `Welcome` has come; the store's wall times are being looked at.
+    Clocking(SessionId),
     Up(SessionId),
 }
 
@@ -104,6 +113,7 @@ impl Uplink {
         store: &Store,
         status: watch::Sender<UplinkStatus>,
         shutdown: CancellationToken,
+        on_hub_time: HubTimeTaker,
         now: Instant,
     ) -> Result<Self, LinkError> {
         let disk =
@@ -132,6 +142,10 @@ impl Uplink {
             welcomed: None,
             floors: Vec::new(),
             left_out: Vec::new(),
+            greeted_at: now,
+            hub_time: None,
+            on_hub_time,
+            untold: None,
             status_at: now,
             shutdown,
             ending: None,
@@ -153,6 +167,7 @@ impl Uplink {
 
     fn greet(&mut self, now: Instant, endpoint: &mut EdgeEndpoint, session: SessionId) {
         self.phase = Phase::Greeting(session);
+        self.greeted_at = now;
         let hello = ToHub::Hello(hello()).encode();
         if let Err(error) = endpoint.send(now, session, Channel::Control, hello) {
             tracing::debug!(%error, "failed to greet the hub");
@@ -175,12 +190,20 @@ impl Uplink {
                 },
                 Phase::Greeting(greeted),
             ) if greeted == session => {
-                let ahead_ms = wall_now().0.saturating_sub(hub_time.0);
-                tracing::info!(device = %name, ahead_ms, "welcome at the hub");
-                self.phase = Phase::Up(session);
+                let uncertainty = now.saturating_duration_since(self.greeted_at) / 2;
+                let time = hub_time.plus(MediaDuration::from_duration(uncertainty));
+                let ahead_ms = wall_now().0.saturating_sub(time.0);
+                tracing::info!(device = %name, ahead_ms, ?uncertainty, "welcome at the hub");
+                self.phase = Phase::Clocking(session);
+                let hub_time = HubTime {
+                    time,
+                    at: now,
+                    uncertainty,
+                };
+                self.hub_time = Some(hub_time);
+                self.untold = Some(hub_time);
                 self.unanswered_since = None;
                 self.floors = floors;
-                self.sender.connected();
                 let connected = LinkState::Connected {
                     device: name,
                     since: wall_now(),
@@ -261,6 +284,13 @@ impl Uplink {
 
     /// Gives the disk thread what it has room for.
     fn hand_out_work(&mut self, now: Instant) {
+        if let Some(time) = self.untold {
+            let work = Work::HubTime(self.on_hub_time.clone(), time);
+            if self.disk.work.try_send(work).is_err() {
+                return;
+            }
+            self.untold = None;
+        }
         if self.scan.wanted && now >= self.scan.not_before {
             self.scan = Scan {
                 wanted: self.disk.work.try_send(Work::Streams).is_err(),
@@ -323,6 +353,7 @@ impl Uplink {
             state: self.state.clone(),
             refused_streams: refused.chain(too_many).collect(),
             floors: self.floors.clone(),
+            hub_time: self.hub_time,
             rtt: stats.rtt,
             rate_bps: stats.rate_bps,
             loss: stats.loss,
@@ -396,6 +427,13 @@ impl Application<EdgeEndpoint> for Uplink {
     fn handle_input(&mut self, now: Instant, endpoint: &mut EdgeEndpoint, input: Input) {
         match input {
             Input::Answer(answer) => {
+                if let (Answer::HubTimeTaken(taken), Phase::Clocking(session)) =
+                    (&answer, self.phase)
+                    && self.hub_time == Some(*taken)
+                {
+                    self.phase = Phase::Up(session);
+                    self.sender.connected();
+                }
                 let scanned = matches!(answer, Answer::Streams(_));
                 let left_out = answer.give(now, &mut self.sender);
                 if scanned {
@@ -458,7 +496,9 @@ impl Application<EdgeEndpoint> for Uplink {
                             self.set_state(now, connected);
                         }
                     }
-                    _ => self.greet(now, endpoint, session),
+                    // What was asked of the disk thread is still to be answered.
+                    Phase::Clocking(_) => {}
+                    Phase::Down | Phase::Greeting(_) => self.greet(now, endpoint, session),
                 }
             }
             Event::Unanswered { attempts } => {

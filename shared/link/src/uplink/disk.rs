@@ -4,7 +4,7 @@ use std::{io, thread, time::Instant};
 
 use bytes::Bytes;
 use link_proto::{
-    messages::MAX_ANNOUNCED,
+    messages::{MAX_ANNOUNCED, MAX_RESTAMPED},
     replicate::{
         MAX_STREAMS,
         sender::{Command, LOOK_LIMIT, Looked, OpenFacts, READ_BYTES, Sender},
@@ -14,16 +14,19 @@ use model::{RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
 use store::{Store, StoreError};
 use tokio::sync::mpsc;
 
+use super::{HubTime, HubTimeTaker};
+
 /// Commands given to the thread that it has not begun, and answers not taken: reads are bounded by the
 /// sender's own limit of bytes, the rest is small.
 const QUEUE: usize = 64;
 
 /// Work for the thread.
-#[derive(Debug)]
 pub(super) enum Work {
     Do(Command),
     /// Which streams there are.
     Streams,
+    /// The program is to hear the hub's time, and to correct what is in the store before it is told.
+    HubTime(HubTimeTaker, HubTime),
 }
 
 /// An answer for the sender.
@@ -50,6 +53,8 @@ pub(super) enum Answer {
     },
     /// In the order in which they matter.
     Streams(Vec<StreamName>),
+    /// The store is as the hub's time asks.
+    HubTimeTaken(HubTime),
 }
 
 impl Answer {
@@ -73,6 +78,7 @@ impl Answer {
                 bytes,
             } => sender.handle_read(now, ticket, from, bytes),
             Self::Streams(names) => return sender.set_streams(names),
+            Self::HubTimeTaken(_) => {}
         }
         Vec::new()
     }
@@ -168,6 +174,15 @@ fn carry_out(store: &Store, work: Work) -> Option<Answer> {
             logged("mark", Some(&stream), store.mark_ended_on_hub(&stream))?;
             return None;
         }
+        Work::Do(Command::MarkRestamped { stream, segments }) => {
+            let marked = store.mark_restamped(&stream, &segments);
+            logged("mark", Some(&stream), marked)?;
+            return None;
+        }
+        Work::HubTime(take, time) => {
+            take(time);
+            Answer::HubTimeTaken(time)
+        }
     })
 }
 
@@ -217,6 +232,7 @@ fn look(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
         page,
         holes: store.holes(stream)?,
         ending,
+        restamped: store.restamped(stream, MAX_RESTAMPED)?,
     })
 }
 

@@ -3,7 +3,10 @@
 mod app;
 mod disk;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use link_proto::{EdgeConfig, EdgeEndpoint};
 use model::{DeviceName, SegmentNumber, StreamName, WallTime};
@@ -35,6 +38,20 @@ pub struct UplinkConfig {
     pub answer_timeout: Duration,
 }
 
+/// The hub's clock, as its welcome told it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HubTime {
+    /// What the hub's clock showed at `at`, if the way there took as long as the way back.
+    pub time: WallTime,
+    pub at: Instant,
+    /// Half the time between question and answer: off by more the clock can't be.
+    pub uncertainty: Duration,
+}
+
+/// Hears the hub's time at each welcome, on the thread that reads the store; nothing is shipped before it
+/// returns.
+pub type HubTimeTaker = Arc<dyn Fn(HubTime) + Send + Sync>;
+
 /// How the link stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum LinkState {
@@ -62,6 +79,8 @@ pub struct UplinkStatus {
     pub refused_streams: Vec<(StreamName, String)>,
     /// Per stream of this device the lowest number that the hub has not seen used, as of the last welcome.
     pub floors: Vec<(StreamName, SegmentNumber)>,
+    /// The hub's clock as of the last welcome.
+    pub hub_time: Option<HubTime>,
     pub rtt: Option<Duration>,
     /// What the pacer lets out now.
     pub rate_bps: u64,
@@ -78,6 +97,17 @@ pub async fn run(
     status: watch::Sender<UplinkStatus>,
     shutdown: CancellationToken,
 ) -> Result<(), LinkError> {
+    run_with_clock(config, store, status, shutdown, Arc::new(|_| {})).await
+}
+
+/// The same; `on_hub_time` may correct the store's wall times.
+pub async fn run_with_clock(
+    config: UplinkConfig,
+    store: Store,
+    status: watch::Sender<UplinkStatus>,
+    shutdown: CancellationToken,
+    on_hub_time: HubTimeTaker,
+) -> Result<(), LinkError> {
     let resolved = tokio::select! {
         address = resolve_at_start(&config.hub_address, &status) => address,
         () = shutdown.cancelled() => return Ok(()),
@@ -92,7 +122,7 @@ pub async fn run(
     };
     let now = Instant::now();
     let mut endpoint = EdgeEndpoint::new(edge, now, random_bytes());
-    let mut app = Uplink::new(config, resolved, &store, status, shutdown, now)?;
+    let mut app = Uplink::new(config, resolved, &store, status, shutdown, on_hub_time, now)?;
     driver::drive(&mut endpoint, &mut app, &socket)
         .await
         .map_err(LinkError::io("failed to read the UDP socket"))?;

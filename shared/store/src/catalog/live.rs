@@ -166,3 +166,12 @@ pub(crate) fn clear_entries(c: &Connection, stream: i64) -> rusqlite::Result<()>
         .execute([stream])?;
     Ok(())
 }
+
+/// After a start: a grace that ends later than any can (the clock has gone back since) ends then.
+pub(crate) fn shorten_grace(c: &Connection, latest: WallTime) -> rusqlite::Result<()> {
+    c.execute(
+        "UPDATE live_retired SET keep_until_ms = ?1 WHERE keep_until_ms > ?1",
+        [latest.0],
+    )?;
+    Ok(())
+}

@@ -4,6 +4,7 @@
 //! one connection; readers have others, so that neither a slow fsync nor a long look holds up a viewer. Other processes
 //! (`hub enroll` beside `hub serve`) open the same file.
 
+pub(crate) mod boots;
 pub(crate) mod live;
 pub(crate) mod segments;
 pub(crate) mod spans;

@@ -3,8 +3,8 @@
 use std::ops::RangeInclusive;
 
 use model::{
-    HoleReason, MediaDuration, MediaTime, RangeSet, SegmentHash, SegmentInfo, SegmentNumber,
-    WallTime,
+    BootTime, HoleReason, MediaDuration, MediaTime, RangeSet, SegmentHash, SegmentInfo,
+    SegmentNumber, WallTime,
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -219,6 +219,20 @@ pub(crate) fn open(c: &Connection, stream: i64, open: &OpenSegment) -> rusqlite:
     Ok(changed > 0)
 }
 
+/// Where an open segment of a live source began on the clock of this boot.
+pub(crate) fn set_boot(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+    at: BootTime,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE segment SET boot = ?3, boot_ms = ?4 WHERE stream = ?1 AND number = ?2",
+    )?
+    .execute(params![stream, sql(n), at.boot.0, at.ms])?;
+    Ok(())
+}
+
 /// A row *announced*, unless the segment is known already; one being written learns what it will be, so that
 /// it is waited for should its partial be thrown away.
 pub(crate) fn announce(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
@@ -239,22 +253,43 @@ pub(crate) fn announce(c: &Connection, stream: i64, info: &SegmentInfo) -> rusql
         info.hash.0.as_slice(),
         info.independent
     ])?;
+    // Announced before, and its wall time was corrected since.
+    c.prepare_cached(
+        "UPDATE segment SET wall_ms = ?3 WHERE stream = ?1 AND number = ?2 AND state <> 1 AND wall_ms <> ?3",
+    )?
+    .execute(params![stream, sql(info.number), info.wall_start.0])?;
     Ok(())
 }
 
-/// The row is *here*; recorded ranges grow.
-pub(crate) fn close(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
-    c.prepare_cached(
-        "UPDATE segment SET state = 1, duration_90k = ?3, bytes = ?4, hash = ?5 WHERE stream = ?1 AND number = ?2",
-    )?
-    .execute(params![
+/// The row is *here*; recorded ranges grow. Gives the wall time that the row has: it may have been corrected
+/// while the segment was being written.
+pub(crate) fn close(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<WallTime> {
+    let wall: Option<i64> = c
+        .prepare_cached(
+            "UPDATE segment SET state = 1, duration_90k = ?3, bytes = ?4, hash = ?5
+             WHERE stream = ?1 AND number = ?2 RETURNING wall_ms",
+        )?
+        .query_row(
+            params![
+                stream,
+                sql(info.number),
+                info.duration.0,
+                info.bytes as i64,
+                info.hash.0.as_slice()
+            ],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let wall_start = wall.map_or(info.wall_start, WallTime);
+    spans::grow(
+        c,
         stream,
-        sql(info.number),
-        info.duration.0,
-        info.bytes as i64,
-        info.hash.0.as_slice()
-    ])?;
-    spans::grow(c, stream, info)
+        &SegmentInfo {
+            wall_start,
+            ..*info
+        },
+    )?;
+    Ok(wall_start)
 }
 
 /// The bytes failed their hash: the row waits to be filled again. How often that has happened.
@@ -480,4 +515,37 @@ pub(crate) fn before(
     )?
     .into_iter()
     .next())
+}
+
+/// The lowest segment here above a number.
+pub(crate) fn next_here(
+    c: &Connection,
+    stream: i64,
+    after: SegmentNumber,
+) -> rusqlite::Result<Option<SegmentRow>> {
+    Ok(collect(
+        c,
+        "WHERE stream = ?1 AND number > ?2 AND state = 1 ORDER BY number LIMIT 1",
+        params![stream, sql(after)],
+    )?
+    .into_iter()
+    .next())
+}
+
+/// How many segments of a range (its end excluded) are here, and their bytes.
+pub(crate) fn count_here(
+    c: &Connection,
+    stream: i64,
+    within: &std::ops::Range<SegmentNumber>,
+) -> rusqlite::Result<(u64, u64)> {
+    c.prepare_cached(
+        "SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM segment
+         WHERE stream = ?1 AND number >= ?2 AND number < ?3 AND state = 1",
+    )?
+    .query_row(params![stream, sql(within.start), sql(within.end)], |row| {
+        Ok((
+            row.get::<_, i64>(0)?.max(0) as u64,
+            row.get::<_, i64>(1)?.max(0) as u64,
+        ))
+    })
 }

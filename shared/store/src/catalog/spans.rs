@@ -112,7 +112,6 @@ pub(crate) fn grow(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite:
         segments: 1,
         bytes: info.bytes,
     };
-    let joins = |a: &Span, b: &Span| (b.from.0.saturating_sub(a.to.0)).abs() <= JOIN_MS;
     if let Some(below) = at_or_below(c, stream, info.number)? {
         // A segment inside a range fills a hole of it; one after it may go on from its end.
         if below.last > info.number || joins(&below, &new) {
@@ -123,6 +122,88 @@ pub(crate) fn grow(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite:
     if let Some(above) = above_number(c, stream, info.number)?
         && joins(&new, &above)
     {
+        remove(c, stream, &above)?;
+        new = merged(&new, &above);
+    }
+    put(c, stream, &new)
+}
+
+fn joins(a: &Span, b: &Span) -> bool {
+    b.from.0.saturating_sub(a.to.0).saturating_abs() <= JOIN_MS
+}
+
+/// Segments that are here, ascending, got other wall times (already in their rows): their ranges are cut at
+/// them, and joined anew where they follow one another.
+pub(crate) fn restamp(c: &Connection, stream: i64, infos: &[SegmentInfo]) -> rusqlite::Result<()> {
+    let mut rest = infos;
+    while let Some(first) = rest.first() {
+        let old = at_or_below(c, stream, first.number)?;
+        let Some(old) = old.filter(|span| span.last >= first.number) else {
+            rest = rest.get(1..).unwrap_or_default();
+            continue;
+        };
+        // As many as stand in that range with no other segment between them.
+        let mut count = 1;
+        while let (Some(last), Some(next)) = (rest.get(count - 1), rest.get(count)) {
+            let follows = next.number == last.number.next()
+                || segments::next_here(c, stream, last.number)?
+                    .is_some_and(|row| row.info.number == next.number);
+            if !follows || next.number > old.last {
+                break;
+            }
+            count += 1;
+        }
+        let (group, others) = rest.split_at(count);
+        cut_out(c, stream, &old, group)?;
+        rest = others;
+    }
+    Ok(())
+}
+
+/// Takes a group of neighbours out of their range and enters them as one of their own.
+fn cut_out(c: &Connection, stream: i64, old: &Span, group: &[SegmentInfo]) -> rusqlite::Result<()> {
+    let (Some(first), Some(last)) = (group.first(), group.last()) else {
+        return Ok(());
+    };
+    let mut new = Span {
+        first: first.number,
+        last: last.number,
+        from: first.wall_start,
+        to: last.wall_start.plus(last.duration),
+        segments: group.len() as u64,
+        bytes: group.iter().map(|info| info.bytes).sum(),
+    };
+    remove(c, stream, old)?;
+    let (segments_below, bytes_below) =
+        segments::count_here(c, stream, &(old.first..first.number))?;
+    let before = segments::before(c, stream, first.number)?;
+    if let Some(before) = before.filter(|_| segments_below > 0) {
+        let below = Span {
+            last: before.info.number,
+            to: before.info.wall_start.plus(before.info.duration),
+            segments: segments_below,
+            bytes: bytes_below,
+            ..*old
+        };
+        put(c, stream, &below)?;
+    }
+    let segments_above = old.segments.saturating_sub(segments_below + new.segments);
+    let after = segments::next_here(c, stream, last.number)?;
+    if let Some(after) = after.filter(|_| segments_above > 0) {
+        let above = Span {
+            first: after.info.number,
+            from: after.info.wall_start,
+            segments: segments_above,
+            bytes: old.bytes.saturating_sub(bytes_below + new.bytes),
+            ..*old
+        };
+        put(c, stream, &above)?;
+    }
+    if let Some(below) = at_or_below(c, stream, new.first)?.filter(|below| joins(below, &new)) {
+        remove(c, stream, &below)?;
+        new = merged(&below, &new);
+    }
+    if let Some(above) = above_number(c, stream, new.last)?.filter(|above| joins(&new, above)) {
         remove(c, stream, &above)?;
         new = merged(&new, &above);
     }

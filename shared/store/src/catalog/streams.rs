@@ -1,6 +1,6 @@
 //! Rows of streams and runs.
 
-use model::{DeviceName, RunInfo, SegmentNumber, StreamName, WallTime};
+use model::{DeviceName, MediaTime, RunInfo, SegmentInfo, SegmentNumber, StreamName, WallTime};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Fault, segments};
@@ -136,15 +136,55 @@ pub(crate) fn mark_ended_on_hub(c: &Connection, id: i64) -> rusqlite::Result<()>
 }
 
 pub(crate) fn put_run(c: &Connection, id: i64, run: &RunInfo) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO run VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-        .execute(params![
-            id,
-            segments::sql(run.run),
-            run.codecs,
-            run.resolution.map(|(width, _)| width),
-            run.resolution.map(|(_, height)| height),
-            run.target_duration_s
-        ])?;
+    c.prepare_cached(
+        "INSERT INTO run (stream, run, codecs, width, height, target_duration_s) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (stream, run) DO UPDATE SET codecs = ?3, width = ?4, height = ?5, target_duration_s = ?6",
+    )?
+    .execute(params![
+        id,
+        segments::sql(run.run),
+        run.codecs,
+        run.resolution.map(|(width, _)| width),
+        run.resolution.map(|(_, height)| height),
+        run.target_duration_s
+    ])?;
+    Ok(())
+}
+
+/// Where the run stands on the live list: wall and media start of the first of its segments listed there.
+pub(crate) fn live_anchor(
+    c: &Connection,
+    id: i64,
+    run: SegmentNumber,
+) -> rusqlite::Result<Option<(WallTime, MediaTime)>> {
+    let found: Option<(Option<i64>, Option<i64>)> = c
+        .prepare_cached(
+            "SELECT live_wall_ms, live_media_90k FROM run WHERE stream = ?1 AND run = ?2",
+        )?
+        .query_row(params![id, segments::sql(run)], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    Ok(found
+        .and_then(|(wall, media)| wall.zip(media))
+        .map(|(wall, media)| (WallTime(wall), MediaTime(media))))
+}
+
+/// The first segment of a run is listed live.
+pub(crate) fn set_live_anchor(
+    c: &Connection,
+    id: i64,
+    first: &SegmentInfo,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE run SET live_wall_ms = ?3, live_media_90k = ?4 WHERE stream = ?1 AND run = ?2",
+    )?
+    .execute(params![
+        id,
+        segments::sql(first.run),
+        first.wall_start.0,
+        first.media_start.0
+    ])?;
     Ok(())
 }
 

@@ -7,3 +7,17 @@ ALTER TABLE segment ADD COLUMN checked_ms INTEGER NOT NULL DEFAULT 0;  -- when i
 -- Edge, live sources: where it began on the clock that no step moves, so that its wall time can be corrected.
 ALTER TABLE segment ADD COLUMN boot INTEGER;                           -- which boot of this machine; NULL: not ours to correct
 ALTER TABLE segment ADD COLUMN boot_ms INTEGER;                        -- milliseconds since that boot
+
+-- Corrections of the clock. `restamped`: edge, the hub may know the segment by another wall time.
+ALTER TABLE segment ADD COLUMN restamped INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX segment_restamped ON segment (stream, number) WHERE restamped = 1 AND state = 1 AND stored = 1;
+-- Edge: when this machine's boot began by the corrected clock; one row, for the newest boot.
+CREATE TABLE boot_clock (
+    boot    INTEGER PRIMARY KEY,
+    zero_ms INTEGER NOT NULL,
+    by_hub  INTEGER NOT NULL,              -- 1: the hub has said or confirmed it
+    done    INTEGER NOT NULL               -- 1: every segment of the boot goes by it
+) WITHOUT ROWID;
+-- Where a run's first listed segment stood on the live list: all others of it stand by that (see live.rs).
+ALTER TABLE run ADD COLUMN live_wall_ms INTEGER;
+ALTER TABLE run ADD COLUMN live_media_90k INTEGER;

@@ -128,3 +128,34 @@ fn a_daemon_notices_what_a_subcommand_did() {
     assert!(site.store().streams().unwrap().is_empty());
     assert!(!site.path().join("segments/gate").exists());
 }
+
+#[test]
+fn a_clock_that_steps_gives_no_token_a_longer_life() {
+    let site = Site::hub();
+    let store = site.store();
+    let (name, key) = ("pole-7".parse().unwrap(), [7; 32]);
+    let day = 24 * 3_600_000;
+    let at = |days: i64| WallTime(T0.0 + days * day);
+    store.create_token(&name, b"short", at(1), &[], T0).unwrap();
+    let ask = |now| store.check_token(b"short", &key, now).unwrap();
+    assert_eq!(ask(T0), Ok(name.clone()));
+    // Years back: it has more life left than any token is given.
+    assert_eq!(ask(at(-365)), Err(TokenError::Expired));
+    assert_eq!(ask(T0), Ok(name.clone()));
+    // Seen to expire, it stays so, also when the clock goes back.
+    store.expire_tokens(at(0)).unwrap();
+    assert_eq!(ask(T0), Ok(name.clone()));
+    store.expire_tokens(at(2)).unwrap();
+    store.expire_tokens(at(2)).unwrap();
+    for days in [2, 0, -1, -30] {
+        assert_eq!(ask(at(days)), Err(TokenError::Expired), "{days}");
+    }
+    // One that was used is the device's for ever.
+    store.create_token(&name, b"used", at(1), &[], T0).unwrap();
+    store.use_token(b"used", &key, T0).unwrap().unwrap();
+    store.expire_tokens(at(400)).unwrap();
+    assert_eq!(
+        store.check_token(b"used", &key, at(-365)).unwrap(),
+        Ok(name)
+    );
+}

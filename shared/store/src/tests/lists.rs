@@ -167,3 +167,32 @@ fn an_edge_writes_playlists_that_open_from_the_folder() {
         assert!(folder.join(uri).exists(), "{uri}");
     }
 }
+
+#[test]
+fn a_grace_from_a_clock_years_ahead_is_cut_at_the_next_start() {
+    let mut site = Site::hub();
+    for i in 1..=9 {
+        put(site.store(), i, 1);
+    }
+    let far = WallTime(site.store().steady_now().0 + 365 * 86_400_000);
+    let retired = "INSERT INTO live_retired VALUES (1, 1, ?1)";
+    let write = |c: &rusqlite::Connection| Ok(c.execute(retired, [far.0])?);
+    site.store().inner().catalog.write(write).unwrap();
+    site.restart();
+    let window = site.options.live_window;
+    let keep_until: i64 = site
+        .store()
+        .inner()
+        .catalog
+        .read(|c| {
+            let sql = "SELECT keep_until_ms FROM live_retired WHERE number = 1";
+            Ok(c.query_row(sql, [], |row| row.get(0))?)
+        })
+        .unwrap();
+    let left = keep_until - site.store().steady_now().0;
+    // Long enough for every list that may have held it, and no year.
+    assert!(
+        left > window.as_millis() as i64 && left < 3_600_000,
+        "{left} ms"
+    );
+}

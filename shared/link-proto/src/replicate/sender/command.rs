@@ -53,6 +53,11 @@ pub enum Command {
     },
     /// The hub has confirmed the end that the store was told.
     MarkEnded { stream: StreamName },
+    /// The hub knows these corrected wall times.
+    MarkRestamped {
+        stream: StreamName,
+        segments: Vec<(SegmentNumber, WallTime)>,
+    },
 }
 
 /// What a [`Command::Look`] found.
@@ -69,6 +74,9 @@ pub struct Looked {
     pub holes: Vec<(RangeInclusive<SegmentNumber>, HoleReason)>,
     /// The stream was told to end, after this segment (None: it is empty).
     pub ending: Option<Option<SegmentNumber>>,
+    /// Segments at the hub whose wall time was corrected since it got them, ascending, at most
+    /// [`MAX_RESTAMPED`](crate::messages::MAX_RESTAMPED).
+    pub restamped: Vec<(SegmentNumber, WallTime)>,
 }
 
 /// A segment being written, as far as its parts are complete.

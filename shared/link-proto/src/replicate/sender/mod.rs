@@ -174,6 +174,13 @@ impl Sender {
                     self.commands.push_back(Command::MarkEnded { stream });
                 }
             }
+            ToEdge::Restamped { stream, last } => {
+                let state = self.streams.get_mut(&stream);
+                if let Some(segments) = state.and_then(|state| state.restamped(last)) {
+                    self.commands
+                        .push_back(Command::MarkRestamped { stream, segments });
+                }
+            }
         }
         Ok(())
     }

@@ -6,12 +6,14 @@ use std::{
     time::Instant,
 };
 
-use model::{HoleReason, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
+use model::{
+    HoleReason, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName, WallTime,
+};
 
 use super::{ENOUGH_QUEUED, LOOK_LIMIT, Looked, OpenFacts};
 use crate::{
     Channel,
-    messages::{MAX_ANNOUNCED, MAX_RANGES, ProtocolError, Settled, ToHub},
+    messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED, ProtocolError, Settled, ToHub},
     replicate::MAX_PARTIALS,
 };
 
@@ -75,6 +77,9 @@ pub(super) struct Stream {
     ending: Option<Option<SegmentNumber>>,
     end_told: Option<Option<SegmentNumber>>,
     end_confirmed: Option<Option<SegmentNumber>>,
+
+    /// Corrected wall times that were told and not confirmed; at most [`MAX_RESTAMPED`].
+    restamping: Option<Vec<(SegmentNumber, WallTime)>>,
 }
 
 impl Default for Stream {
@@ -99,6 +104,7 @@ impl Default for Stream {
             ending: None,
             end_told: None,
             end_confirmed: None,
+            restamping: None,
         }
     }
 }
@@ -199,12 +205,22 @@ impl Stream {
             runs,
             holes,
             ending,
+            restamped,
         } = looked;
         self.looking = None;
         self.complete = page.len() < LOOK_LIMIT;
         self.open = open;
         self.ending = ending;
         let mut messages = self.tell_holes(name, holes);
+        // While much is being shipped, few of them wait for more.
+        let enough = self.complete || restamped.len() >= MAX_RESTAMPED;
+        if self.restamping.is_none() && !restamped.is_empty() && enough {
+            messages.push(ToHub::Restamp {
+                stream: name.clone(),
+                segments: restamped.clone(),
+            });
+            self.restamping = Some(restamped);
+        }
         if self.complete {
             let new = page.iter().filter(|info| {
                 info.number >= self.announced_below && !begun.contains(&info.number)
@@ -358,6 +374,20 @@ impl Stream {
         self.end_told == Some(last)
     }
 
+    /// The hub has confirmed corrected wall times up to a number: those that were told.
+    pub(super) fn restamped(
+        &mut self,
+        last: SegmentNumber,
+    ) -> Option<Vec<(SegmentNumber, WallTime)>> {
+        let told = |told: &mut Vec<(SegmentNumber, WallTime)>| {
+            told.last().is_some_and(|(number, _)| *number == last)
+        };
+        let confirmed = self.restamping.take_if(told)?;
+        // There may be more.
+        self.stale = true;
+        Some(confirmed)
+    }
+
     /// All that the store holds is settled at the hub, and nothing is being written.
     pub(super) fn is_caught_up(&self, begun: usize) -> bool {
         self.is_shipping()
@@ -367,6 +397,7 @@ impl Stream {
             && self.queue.is_empty()
             && self.unacknowledged.is_empty()
             && self.open.is_none()
+            && self.restamping.is_none()
             && begun == 0
     }
 

@@ -8,7 +8,7 @@ mod world;
 use model::{RangeSet, SegmentNumber, StreamName};
 
 use crate::{
-    messages::{MAX_RANGES, ToHub},
+    messages::{MAX_RANGES, MAX_RESTAMPED, ToHub},
     replicate::{MAX_STREAMS, receiver::Receiver, sender::Sender},
 };
 use world::World;
@@ -283,6 +283,49 @@ fn an_edge_that_breaks_the_order_is_named() {
     );
 }
 
+/// The edge's clock is corrected, seconds to years either way.
+fn correct(world: &mut World) {
+    let by_ms = 1 << world.random.below(40);
+    for edge in world.edge.streams.values_mut() {
+        edge.correct(by_ms);
+    }
+    world.sender.changed();
+}
+
+#[test]
+fn corrected_wall_times_are_told_page_by_page_and_only_once() {
+    let mut world = World::new(11);
+    let gate = world.stream("gate");
+    for _ in 0..2 * MAX_RESTAMPED + 10 {
+        record(&mut world, &gate, 1, 10);
+        close(&mut world, &gate);
+    }
+    world.settle();
+    let told = |world: &World| {
+        let told = world.messages.iter().filter_map(|m| match m {
+            ToHub::Restamp { segments, .. } => Some(segments.len()),
+            _ => None,
+        });
+        told.collect::<Vec<_>>()
+    };
+    assert!(told(&world).is_empty());
+    correct(&mut world);
+    // The hub's word on the first page is lost with the session.
+    while told(&world).is_empty() {
+        assert!(world.step());
+    }
+    world.reset();
+    world.settle();
+    assert_eq!(told(&world), [256, 256, 256, 10]);
+    assert!(world.edge.streams[&gate].restamped.is_empty());
+    // What the hub never had is announced with its right time.
+    record(&mut world, &gate, 1, 10);
+    correct(&mut world);
+    world.edge.streams.get_mut(&gate).unwrap().end();
+    world.settle();
+    assert_replicated(&world);
+}
+
 /// One story: an edge that records two streams while everything breaks; then all is well and must be whole.
 fn troubled(seed: u64) {
     let mut world = World::new(seed);
@@ -316,6 +359,7 @@ fn troubled(seed: u64) {
                 world.sender.changed();
             }
             30 => world.hub.disk_full = world.random.one_in(4),
+            31 if world.random.one_in(3) => correct(&mut world),
             _ => {}
         }
     }

@@ -9,7 +9,7 @@ use model::{
 };
 
 use crate::{
-    messages::{MAX_ANNOUNCED, SegmentStart},
+    messages::{MAX_ANNOUNCED, MAX_RESTAMPED, SegmentStart},
     replicate::{
         receiver::{Job, Outcome, Partial},
         sender::{Command, LOOK_LIMIT, Looked, OpenFacts, Sender},
@@ -28,6 +28,8 @@ pub(super) struct EdgeStream {
     pub(super) holes: Vec<(RangeInclusive<SegmentNumber>, HoleReason)>,
     pub(super) ending: Option<Option<SegmentNumber>>,
     pub(super) ended_on_hub: bool,
+    /// Closed segments whose wall time was corrected, and the hub has not confirmed it.
+    pub(super) restamped: RangeSet,
 }
 
 #[derive(Default)]
@@ -122,6 +124,26 @@ impl EdgeStream {
         self.ending = Some(self.closed.keys().next_back().copied());
     }
 
+    /// The clock is corrected: everything recorded so far began that much later.
+    pub(super) fn correct(&mut self, by_ms: i64) {
+        for (number, (info, _)) in &mut self.closed {
+            info.wall_start.0 += by_ms;
+            self.restamped.insert(*number);
+        }
+        if let Some((facts, _)) = &mut self.open {
+            facts.wall_start.0 += by_ms;
+            self.restamped.insert(facts.number);
+        }
+    }
+
+    fn to_restamp(&self) -> Vec<(SegmentNumber, WallTime)> {
+        let here = self.closed.iter();
+        here.filter(|(n, _)| self.restamped.contains(**n) && self.stored.contains(**n))
+            .map(|(n, (info, _))| (*n, info.wall_start))
+            .take(MAX_RESTAMPED)
+            .collect()
+    }
+
     fn unshipped(&self, from: SegmentNumber, limit: usize) -> Vec<SegmentInfo> {
         let here = self.closed.range(from..);
         here.filter(|(number, _)| !self.stored.contains(**number))
@@ -171,6 +193,7 @@ impl EdgeStore {
                         page,
                         holes: s.holes.clone(),
                         ending: s.ending,
+                        restamped: s.to_restamp(),
                     }
                 });
                 sender.handle_looked(now, ticket, &stream, looked);
@@ -223,6 +246,16 @@ impl EdgeStore {
             Command::MarkEnded { stream } => {
                 if let Some(s) = self.streams.get_mut(&stream) {
                     s.ended_on_hub = true;
+                }
+            }
+            Command::MarkRestamped { stream, segments } => {
+                if let Some(s) = self.streams.get_mut(&stream) {
+                    for (n, wall) in segments {
+                        let now = s.closed.get(&n).map(|(info, _)| info.wall_start);
+                        if now == Some(wall) {
+                            s.restamped.remove_range(n..=n);
+                        }
+                    }
                 }
             }
         }
@@ -378,6 +411,16 @@ impl HubStore {
             Job::End { stream, last } => {
                 self.streams.get_mut(&stream).unwrap().ended = Some(last);
                 Some(Outcome::Ended { stream, last })
+            }
+            Job::Restamp { stream, segments } => {
+                let last = segments.last()?.0;
+                let state = self.streams.get_mut(&stream).unwrap();
+                for (number, wall) in segments {
+                    if let Some((info, _)) = state.here.get_mut(&number) {
+                        info.wall_start = wall;
+                    }
+                }
+                Some(Outcome::Restamped { stream, last })
             }
         }
     }
