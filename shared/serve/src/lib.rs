@@ -14,6 +14,7 @@ mod disk;
 mod known;
 mod media;
 mod page;
+mod places;
 mod playlists;
 mod preconditions;
 mod segments;
