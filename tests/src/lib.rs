@@ -6,11 +6,13 @@
 // A test's panic is its verdict.
 #![allow(clippy::indexing_slicing)]
 
+mod flood;
 mod http;
 mod line;
 mod player;
 mod programs;
 
+pub use flood::{Flood, Sent, hub_key};
 pub use http::{Response, get, get_with, playlist};
 pub use line::Line;
 pub use player::{Frame, audio_packets, decode_errors, fixture, frames, gstreamer_pictures, tool};
