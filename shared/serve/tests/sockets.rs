@@ -353,7 +353,9 @@ async fn a_request_hidden_in_anothers_body_is_never_answered() {
         let mut socket = connect(&running).await;
         send(&mut socket, &format!("{head}{hidden}")).await;
         let text = rest(&mut socket).await;
-        assert!(text.matches("HTTP/1.").count() <= 1, "{head}: {text}");
+        // An echo shows what is hidden, a second status line would show that it was answered.
+        let answers = text.matches("HTTP/1.1 ").count() + text.matches("HTTP/1.0 ").count();
+        assert!(answers <= 1, "{head}: {text}");
         assert!(running.counters.requests() <= before + 1, "{head}");
     }
     hello(&mut connect(&running).await).await;
