@@ -34,7 +34,7 @@ use prometheus_client::registry::Registry;
 use store::Store;
 
 pub use counters::HttpCounters;
-pub use server::{Limits, bind, run, run_with};
+pub use server::{Limits, bind, run_with};
 
 use answer::Refusal;
 use api::Api;

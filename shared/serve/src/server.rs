@@ -124,12 +124,6 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
-/// [`run_with`] default limits and counts that nobody reads.
-pub async fn run(listener: TcpListener, router: Router, shutdown: CancellationToken) {
-    let counters = HttpCounters::default();
-    run_with(listener, router, shutdown, Limits::default(), counters).await;
-}
-
 /// Serves until `shutdown`, then takes no more connections, closes the idle ones and lets requests in
 /// flight end within [`Limits::shutdown_time`].
 pub async fn run_with(
