@@ -56,8 +56,14 @@ impl Flood {
     /// Sends until the time is over. Kinds take turns: noise, strangers' indices, known indices with garbage,
     /// first messages with a wrong and with a right MAC, replays.
     pub fn run(&self) -> Result<Sent> {
-        ensure!(self.hub.ip().is_loopback(), "only a hub on loopback is flooded");
-        ensure!(self.per_second <= MAX_PER_SECOND && self.time <= MAX_TIME, "too much");
+        ensure!(
+            self.hub.ip().is_loopback(),
+            "only a hub on loopback is flooded"
+        );
+        ensure!(
+            self.per_second <= MAX_PER_SECOND && self.time <= MAX_TIME,
+            "too much"
+        );
         let sockets = (1..=SOCKETS)
             .map(|n| UdpSocket::bind((Ipv4Addr::new(127, 0, n, 1), 0)))
             .collect::<Result<Vec<_>, _>>()?;
@@ -179,7 +185,9 @@ impl<'a> Maker<'a> {
         self.buffer.resize(size, 0);
         let mut state = self.next_random();
         for eight in self.buffer.chunks_mut(8) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             let bytes = state.to_be_bytes();
             eight.copy_from_slice(&bytes[..eight.len()]);
         }

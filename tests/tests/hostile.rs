@@ -88,7 +88,10 @@ fn a_flood_beside_a_live_push_costs_it_nothing() -> Result<()> {
     // The kernel may have dropped some before anybody could count them; what was taken is all told.
     let received = metric(&hub, "penstock_link_datagrams_received_total")?;
     assert!(counted + cookies <= received);
-    assert!(counted + cookies > received / 10.0, "{counted} of {received}");
+    assert!(
+        counted + cookies > received / 10.0,
+        "{counted} of {received}"
+    );
     let log = hub.log();
     assert_eq!(log.matches("a flood of datagrams").count(), 1, "{log}");
     assert!(log.len() < 64 << 10, "{} bytes of log", log.len());
@@ -161,7 +164,10 @@ fn absurd_requests_are_answered_with_sense() -> Result<()> {
     let thousands = format!("bytes={}", vec!["0-1"; 3_000].join(","));
     let overlapping = format!(
         "bytes={}",
-        (0..1_000).map(|n| format!("{n}-")).collect::<Vec<_>>().join(",")
+        (0..1_000)
+            .map(|n| format!("{n}-"))
+            .collect::<Vec<_>>()
+            .join(",")
     );
     for (range, status) in [
         (thousands.as_str(), 200),
@@ -195,7 +201,10 @@ fn absurd_requests_are_answered_with_sense() -> Result<()> {
         ("//s//gate//live.m3u8", [400, 404]),
         ("/assets/..%2f..%2fadmin.token", [400, 404]),
         ("/s/gate/rec.m3u8?from=-99999999999999999999", [400, 404]),
-        ("/s/gate/rec.m3u8?from=9223372036854775807&to=-9223372036854775808", [400, 404]),
+        (
+            "/s/gate/rec.m3u8?from=9223372036854775807&to=-9223372036854775808",
+            [400, 404],
+        ),
     ] {
         let mut socket = connect(
             &hub.url("/"),
@@ -205,7 +214,10 @@ fn absurd_requests_are_answered_with_sense() -> Result<()> {
         socket.read_to_end(&mut text)?;
         let text = String::from_utf8_lossy(&text);
         let status = text.get(9..12).and_then(|s| s.parse::<u16>().ok());
-        assert!(status.is_some_and(|s| statuses.contains(&s)), "{path}: {text}");
+        assert!(
+            status.is_some_and(|s| statuses.contains(&s)),
+            "{path}: {text}"
+        );
     }
     // A megabyte in one header line.
     for listener in [hub.url("/"), hub.admin_url("/")] {
@@ -219,7 +231,10 @@ fn absurd_requests_are_answered_with_sense() -> Result<()> {
         let mut text = Vec::new();
         let _ = socket.read_to_end(&mut text);
         let text = String::from_utf8_lossy(&text);
-        assert!(text.is_empty() || text.starts_with("HTTP/1.1 431"), "{text}");
+        assert!(
+            text.is_empty() || text.starts_with("HTTP/1.1 431"),
+            "{text}"
+        );
     }
     assert_eq!(get(&segment)?.body, whole);
     let malformed = "penstock_http_connections_failed_total{reason=\"malformed\"}";

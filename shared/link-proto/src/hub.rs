@@ -241,7 +241,11 @@ impl HubEndpoint {
 
     fn keep_half_open(&mut self, now: Instant, half: HalfOpen) {
         // The oldest are in front, and all live equally long.
-        while self.half_open.front().is_some_and(|other| other.until <= now) {
+        while self
+            .half_open
+            .front()
+            .is_some_and(|other| other.until <= now)
+        {
             self.take_half_open(0);
         }
         let of_peer = |other: &HalfOpen| other.peer_key == half.peer_key;

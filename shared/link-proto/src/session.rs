@@ -68,9 +68,8 @@ const RENEWALS_PER_SECOND: f32 = 1.0;
 /// What a session can come to hold, in bytes, whatever its peer does (invariant 5). For each channel: messages
 /// that wait to be sent, KCP's send and receive windows full of packets, and messages received that the
 /// application has not dealt with.
-pub const MAX_SESSION_BYTES: usize = 3 * MAX_QUEUE_BYTES
-    + 2 * MAX_WINDOW_PACKETS * MAX_DATAGRAM_BYTES
-    + MAX_CREDIT_BYTES;
+pub const MAX_SESSION_BYTES: usize =
+    3 * MAX_QUEUE_BYTES + 2 * MAX_WINDOW_PACKETS * MAX_DATAGRAM_BYTES + MAX_CREDIT_BYTES;
 
 pub(crate) struct Session {
     pub(crate) id: SessionId,

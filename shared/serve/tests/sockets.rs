@@ -292,7 +292,11 @@ async fn idle_connections_make_room_the_longest_idle_first() {
             hello(&mut connect(&running).await).await;
         }
     }
-    assert!(running.counters.displaced() >= 281, "{}", running.counters.displaced());
+    assert!(
+        running.counters.displaced() >= 281,
+        "{}",
+        running.counters.displaced()
+    );
     assert_eq!(rest(&mut idle[0]).await, "", "closed, and nothing said");
     let mut last = connect(&running).await;
     hello(&mut last).await;
@@ -328,7 +332,11 @@ async fn bodies_that_dribble_in_are_cut_off() {
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
     // What never answers ends too.
     let mut socket = connect(&running).await;
-    send(&mut socket, "GET /never HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    send(
+        &mut socket,
+        "GET /never HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    )
+    .await;
     let text = rest(&mut socket).await;
     assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
 }
@@ -341,12 +349,20 @@ async fn a_request_hidden_in_anothers_body_is_never_answered() {
     for head in [
         format!("GET / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n"),
         format!("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n"),
-        format!("GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\ncontent-length: {length}\r\n\r\n"),
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\ncontent-length: {length}\r\n\r\n"
+        ),
         format!("GET / HTTP/1.1\r\nhost: x\r\ncontent-length: +{length}\r\n\r\n"),
-        format!("GET / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n{length:x}\r\n"),
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n{length:x}\r\n"
+        ),
         format!("GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{length:x}\r\n"),
-        format!("GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, identity\r\ncontent-length: {length}\r\n\r\n"),
-        format!("GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding : chunked\r\ncontent-length: {length}\r\n\r\n"),
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, identity\r\ncontent-length: {length}\r\n\r\n"
+        ),
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding : chunked\r\ncontent-length: {length}\r\n\r\n"
+        ),
         format!("GET / HTTP/1.0\r\nhost: x\r\ncontent-length: {length}\r\n\r\n"),
     ] {
         let before = running.counters.requests();
@@ -370,10 +386,15 @@ async fn a_thousand_pipelined_requests_are_answered_one_by_one() {
         + "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let mut text = Vec::new();
     let (wrote, _) = tokio::join!(write.write_all(asked.as_bytes()), async {
-        timeout(PATIENCE, read.read_to_end(&mut text)).await.unwrap()
+        timeout(PATIENCE, read.read_to_end(&mut text))
+            .await
+            .unwrap()
     });
     wrote.unwrap();
-    assert_eq!(String::from_utf8_lossy(&text).matches("hello").count(), 1_000);
+    assert_eq!(
+        String::from_utf8_lossy(&text).matches("hello").count(),
+        1_000
+    );
     assert_eq!(running.counters.failures(), 0);
 }
 

@@ -79,7 +79,10 @@ impl Session {
     ) -> Result<(), frame::Malformed> {
         let (header, frames) = frame::parse_header(plain).ok_or(frame::Malformed)?;
         if header.generation > self.generation {
-            if !self.renewals.take_of(now, RENEWALS_PER_SECOND, MAX_RENEWALS) {
+            if !self
+                .renewals
+                .take_of(now, RENEWALS_PER_SECOND, MAX_RENEWALS)
+            {
                 return Err(frame::Malformed);
             }
             self.renew_channels(now, header.generation, events);

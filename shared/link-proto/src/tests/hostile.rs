@@ -353,7 +353,11 @@ fn forged_first_messages_keep_no_honest_device_out() {
             world.hub.handle_datagram(world.now, from, &bytes);
         }
         let mut buffer = Vec::new();
-        while world.hub.poll_transmit(world.now, 16, &mut buffer).is_some() {
+        while world
+            .hub
+            .poll_transmit(world.now, 16, &mut buffer)
+            .is_some()
+        {
             buffer.clear();
         }
         world.now += Duration::from_millis(10);
@@ -390,7 +394,9 @@ fn those_who_never_say_who_they_are_make_room_for_others() {
             events.push(event);
         }
     }
-    let connected = events.iter().filter(|e| matches!(e, Event::Connected { .. }));
+    let connected = events
+        .iter()
+        .filter(|e| matches!(e, Event::Connected { .. }));
     assert_eq!(connected.count(), 400);
     let closed = events.iter().filter(|e| matches!(e, Event::Closed { .. }));
     assert_eq!(closed.count(), 400 - 256);
@@ -398,8 +404,9 @@ fn those_who_never_say_who_they_are_make_room_for_others() {
     let [_, _, strangers, indices, _] = world.hub.tables();
     assert_eq!((strangers, indices), (256, 256));
     // Whoever is admitted is no stranger and stays.
-    let Some(Event::Connected { session, .. }) =
-        events.iter().rfind(|e| matches!(e, Event::Connected { .. }))
+    let Some(Event::Connected { session, .. }) = events
+        .iter()
+        .rfind(|e| matches!(e, Event::Connected { .. }))
     else {
         panic!("nobody came");
     };
@@ -450,15 +457,16 @@ fn lies_beside_an_honest_device(lie: impl Fn(u32) -> Vec<u8>) -> (World, Traffic
     world.cut_down(0, 3600 * SECOND);
     for round in 0..100 {
         for n in 0..20 {
-            let bytes = world.edges[0]
-                .endpoint
-                .seal_anything(&lie(round * 20 + n));
+            let bytes = world.edges[0].endpoint.seal_anything(&lie(round * 20 + n));
             let from = world.edges[0].address;
             world.inject(from, HUB_ADDRESS, bytes);
         }
         honest.run(&mut world, Duration::from_millis(5));
     }
-    assert!(honest.run(&mut world, 60 * SECOND), "the honest one goes on");
+    assert!(
+        honest.run(&mut world, 60 * SECOND),
+        "the honest one goes on"
+    );
     assert!(honest.closes.is_empty(), "{:?}", honest.closes);
     assert_eq!(honest.resets, 0);
     (world, honest)
@@ -510,7 +518,11 @@ fn the_last_generation_of_all_harms_only_who_names_it() {
         plain.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0]);
         plain
     });
-    assert_eq!(honest.others.len(), 1, "its session stays, in that generation");
+    assert_eq!(
+        honest.others.len(),
+        1,
+        "its session stays, in that generation"
+    );
 }
 
 #[test]
@@ -553,10 +565,17 @@ fn a_random_attacker_on_the_line_only_costs_time() {
             assert!(world.now < limit, "seed {seed}: it does not all arrive");
             traffic.run(&mut world, SECOND / 10);
             let [half_open, answers, strangers, indices, _] = world.hub.tables();
-            assert!(half_open <= 256 && answers <= 256 && strangers <= 256, "seed {seed}");
+            assert!(
+                half_open <= 256 && answers <= 256 && strangers <= 256,
+                "seed {seed}"
+            );
             assert!(indices <= 512, "seed {seed}");
         }
-        assert!(traffic.closes.is_empty(), "seed {seed}: {:?}", traffic.closes);
+        assert!(
+            traffic.closes.is_empty(),
+            "seed {seed}: {:?}",
+            traffic.closes
+        );
         assert!(world.wrongs() > 100, "seed {seed}: {}", world.wrongs());
         let counters = world.hub.counters();
         assert!(counters.dropped() > 0, "seed {seed}: {counters:?}");

@@ -500,7 +500,11 @@ impl Downlink {
                 per_second,
                 dropped,
             }) => {
-                tracing::warn!(per_second, ?dropped, "a flood of datagrams that are dropped");
+                tracing::warn!(
+                    per_second,
+                    ?dropped,
+                    "a flood of datagrams that are dropped"
+                );
             }
             Some(News::Ended {
                 lasted,

@@ -70,7 +70,8 @@ pub async fn run(
     thread::Builder::new()
         .name("link".to_owned())
         .spawn(move || {
-            let ran = runtime.block_on(cut.run_until_cancelled(drive(config, store, status, shutdown)));
+            let ran =
+                runtime.block_on(cut.run_until_cancelled(drive(config, store, status, shutdown)));
             // Nobody waits for it any more where it was cut.
             let _ = result.send(ran.unwrap_or(Ok(())));
         })

@@ -7,9 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use link_proto::{
-    Channel, Endpoint, HubEndpoint, MAX_CREDIT_BYTES, SessionId, messages::ToEdge,
-};
+use link_proto::{Channel, Endpoint, HubEndpoint, MAX_CREDIT_BYTES, SessionId, messages::ToEdge};
 use model::{DeviceName, SegmentNumber, StreamName, WallTime};
 
 use super::{SessionStatus, worker::Worker};
