@@ -102,7 +102,6 @@ impl Flood {
 }
 
 struct Maker<'a> {
-    flood: &'a Flood,
     mac_key: [u8; 32],
     random: u64,
     number: u64,
@@ -115,7 +114,6 @@ struct Maker<'a> {
 impl<'a> Maker<'a> {
     fn new(flood: &'a Flood) -> Self {
         let mut maker = Self {
-            flood,
             mac_key: blake3::derive_key("penstock 2026 link initiation mac", &flood.hub_key),
             random: 0x9e37_79b9_7f4a_7c15,
             number: 0,
