@@ -137,13 +137,22 @@ impl Node {
                 .with_context(|| format!("failed to listen on {address} (--http)"))?;
             let at = listener.local_addr()?;
             let app = Arc::new(app(&store, &link, &identity, settings));
+            let counters = serve::HttpCounters::default();
             let mut router = serve::public_router(app.clone());
             if at.ip().is_loopback() {
-                let registry = Arc::new(metrics::registry(store.clone(), link.clone()));
-                let metrics = serve::admin_router(app, registry);
+                let mut registry = metrics::registry(store.clone(), link.clone());
+                counters.register(&mut registry);
+                let metrics = serve::admin_router(app, Arc::new(registry));
                 router = router.route("/metrics", any_service(metrics));
             }
-            tasks.spawn(serve::run(listener, router, stop.clone()));
+            let limits = serve::Limits::default();
+            tasks.spawn(serve::run_with(
+                listener,
+                router,
+                stop.clone(),
+                limits,
+                counters,
+            ));
             durable::write(&http_file, format!("{at}\n").as_bytes(), 0o644)
                 .with_context(|| format!("failed to write {}", http_file.display()))?;
             bound = Some(at);

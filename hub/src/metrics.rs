@@ -21,9 +21,11 @@ pub(crate) fn registry(
     store: Store,
     link: watch::Receiver<DownlinkStatus>,
     http: &HttpCounters,
+    admin: &HttpCounters,
 ) -> Registry {
     let mut registry = Registry::with_prefix("penstock");
     http.register(&mut registry);
+    admin.register(registry.sub_registry_with_prefix("admin"));
     registry.register_collector(Box::new(Link(link)));
     registry.register_collector(Box::new(Totals(store)));
     registry
@@ -84,12 +86,32 @@ impl Collector for Link {
                 c.handshakes_refused,
             ),
             (
+                "link_cookies_sent",
+                "First messages answered with a cookie, since there were many",
+                c.cookies_sent,
+            ),
+            (
+                "link_strangers_dropped",
+                "Sessions that had not said who they are when newer ones needed their place",
+                c.strangers_dropped,
+            ),
+            (
                 "link_segments_stored",
                 "Segments received whole and made durable",
                 c.segments_stored,
             ),
         ] {
             one(&mut encoder, name, help, &ConstCounter::new(count))?;
+        }
+        let mut dropped = encoder.encode_descriptor(
+            "link_datagrams_dropped",
+            "Datagrams that were dropped, by reason",
+            None,
+            ConstCounter::new(0u64).metric_type(),
+        )?;
+        for (reason, count) in c.dropped.by_reason() {
+            let labels = [("reason", reason)];
+            ConstCounter::new(count).encode(dropped.encode_family(&labels)?)?;
         }
         one(
             &mut encoder,
@@ -194,7 +216,7 @@ fn one(
 mod tests {
     use std::time::Duration;
 
-    use link::{Counters, downlink::SessionStatus};
+    use link::{Counters, Dropped, downlink::SessionStatus};
     use model::WallTime;
     use prometheus_client::encoding::text;
 
@@ -225,6 +247,12 @@ mod tests {
             datagrams_replayed: 6,
             handshakes: 7,
             handshakes_refused: 8,
+            dropped: Dropped {
+                handshake_over_budget: 11,
+                ..Dropped::default()
+            },
+            cookies_sent: 12,
+            strangers_dropped: 13,
             segments_shipped: 9,
             segments_stored: 10,
         };
@@ -237,7 +265,8 @@ mod tests {
             sessions,
             counters,
         };
-        let registry = registry(store, watch::channel(status).1, &HttpCounters::default());
+        let http = HttpCounters::default();
+        let registry = registry(store, watch::channel(status).1, &http, &http);
         let mut shown = String::new();
         text::encode(&mut shown, &registry).unwrap();
         for line in [
@@ -250,10 +279,16 @@ mod tests {
             "penstock_link_handshakes_total 7",
             "penstock_link_handshakes_refused_total 8",
             "penstock_link_segments_stored_total 10",
+            "penstock_link_datagrams_dropped_total{reason=\"forged\"} 0",
+            "penstock_link_datagrams_dropped_total{reason=\"handshake_over_budget\"} 11",
+            "penstock_link_cookies_sent_total 12",
+            "penstock_link_strangers_dropped_total 13",
             "penstock_link_sessions 2",
             "# TYPE penstock_link_rtt_seconds gauge",
             "penstock_link_rtt_seconds{device=\"pole-7\"} 0.04",
             "penstock_link_clock_ahead_seconds{device=\"pole-8\"} -1.5",
+            "penstock_http_connections_open 0",
+            "penstock_admin_http_connections_failed_total{reason=\"malformed\"} 0",
             "penstock_streams 1",
             "penstock_streams_live 0",
             "penstock_store_segments 0",

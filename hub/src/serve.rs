@@ -83,11 +83,12 @@ async fn serve(settings: Settings, signals: Shutdown) -> Result<()> {
 
     let (status, link_status) = watch::channel(DownlinkStatus::default());
     let app = Arc::new(app(store.clone(), link_status.clone()));
-    let counters = HttpCounters::default();
+    let (counters, admin_counters) = (HttpCounters::default(), HttpCounters::default());
     let registry = Arc::new(metrics::registry(
         store.clone(),
         link_status.clone(),
         &counters,
+        &admin_counters,
     ));
     let writes = admin::router(Arc::new(Admin {
         store: store.clone(),
@@ -120,7 +121,13 @@ async fn serve(settings: Settings, signals: Shutdown) -> Result<()> {
     let admin_routes = serve::admin_router(app, registry).merge(writes);
     tasks.spawn(
         "admin",
-        forever(serve::run(admin, admin_routes, stop.clone())),
+        forever(serve::run_with(
+            admin,
+            admin_routes,
+            stop.clone(),
+            Limits::default(),
+            admin_counters,
+        )),
     );
     tasks.spawn(
         "janitor",

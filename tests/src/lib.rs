@@ -8,6 +8,7 @@
 
 mod clock;
 mod common;
+mod flood;
 mod http;
 mod line;
 mod list_rules;
@@ -18,6 +19,7 @@ mod random_video;
 
 pub use clock::FakeClock;
 pub use common::{assert_all_at_hub, camera, numbers};
+pub use flood::{Flood, Sent, hub_key};
 pub use http::{Response, get, get_with, playlist};
 pub use line::Line;
 pub use list_rules::{ListRules, Watcher};

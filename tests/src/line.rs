@@ -19,7 +19,11 @@ pub struct Line {
     whole: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     forwarded: Arc<AtomicU64>,
+    captured: Arc<Mutex<Vec<Vec<u8>>>>,
 }
+
+/// Datagrams of edges that a line remembers: the first ones, handshakes among them, and the newest ones.
+const MAX_CAPTURED: usize = 512;
 
 impl Line {
     /// A whole line to the hub's link port.
@@ -31,11 +35,13 @@ impl Line {
             whole: Arc::new(AtomicBool::new(true)),
             stop: Arc::new(AtomicBool::new(false)),
             forwarded: Arc::new(AtomicU64::new(0)),
+            captured: Arc::default(),
         };
-        let (whole, stop, forwarded) = (
+        let (whole, stop, forwarded, captured) = (
             line.whole.clone(),
             line.stop.clone(),
             line.forwarded.clone(),
+            line.captured.clone(),
         );
         thread::spawn(move || {
             let backs: Mutex<HashMap<SocketAddr, Arc<UdpSocket>>> = Mutex::new(HashMap::new());
@@ -59,7 +65,14 @@ impl Line {
                     }
                 };
                 if back.send(&buffer[..n]).is_ok() {
-                    forwarded.fetch_add(1, Ordering::Relaxed);
+                    let count = forwarded.fetch_add(1, Ordering::Relaxed) as usize;
+                    let mut captured = captured.lock().unwrap_or_else(PoisonError::into_inner);
+                    if captured.len() < MAX_CAPTURED {
+                        captured.push(buffer[..n].to_vec());
+                    } else {
+                        let newer = MAX_CAPTURED / 2 + count % (MAX_CAPTURED / 2);
+                        captured[newer] = buffer[..n].to_vec();
+                    }
                 }
             }
         });
@@ -79,6 +92,14 @@ impl Line {
     /// All passes again.
     pub fn mend(&self) {
         self.whole.store(true, Ordering::Relaxed);
+    }
+
+    /// Datagrams that were seen to go from edges to the hub.
+    pub fn captured(&self) -> Vec<Vec<u8>> {
+        self.captured
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Datagrams that went from edges to the hub.

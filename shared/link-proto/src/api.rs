@@ -199,10 +199,28 @@ pub struct EndpointCounters {
     pub handshakes: u64,
     /// Refused for a limit: half-open table, sessions.
     pub handshakes_refused: u64,
+    /// First messages that had come before: dropped without arithmetic.
+    pub handshakes_replayed: u64,
+    /// First messages over the budget of a second, in all or of their network: not answered.
+    pub handshakes_over_budget: u64,
     pub cookies_sent: u64,
+    /// Answers to first messages for which the socket had no room.
+    pub answers_dropped: u64,
+    /// Sessions that had not said who they are when newer ones needed their place.
+    pub strangers_dropped: u64,
 }
 
 impl EndpointCounters {
+    /// Datagrams that were dropped, for whatever reason.
+    pub fn dropped(&self) -> u64 {
+        self.datagrams_malformed
+            + self.datagrams_unknown
+            + self.datagrams_forged
+            + self.datagrams_replayed
+            + self.handshakes_replayed
+            + self.handshakes_over_budget
+    }
+
     pub(crate) fn count_sent(&mut self, transmit: &Transmit) {
         let datagrams = transmit
             .segment_size

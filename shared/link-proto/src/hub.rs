@@ -15,6 +15,7 @@ use crate::{
     api::*,
     cookie::{CookieJar, HubMacs},
     datagram::{Datagram, Initiation, Transport, emit_cookie_reply, emit_response},
+    gate::{Gate, Pass},
     noise::{Responder, Ticket, public_key},
     rng::Rng,
     session::{Epoch, Identity, Received, Role, Session},
@@ -33,14 +34,20 @@ const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);
 /// Answers to handshakes that wait for the socket; more are dropped.
 const MAX_ANSWERS: usize = 256;
 
+/// Sessions that have not been admitted yet; the oldest makes room, so that many who never say who they are
+/// keep nobody out. One costs its credit and KCP's smallest windows, some 700 KiB at worst.
+const MAX_STRANGERS: usize = 256;
+
 /// What a hub's endpoint must know.
 #[derive(Clone)]
 pub struct HubConfig {
     /// X25519 secret key of this hub.
     pub secret_key: [u8; 32],
-    /// Sessions at a time (default 4096); one costs some KiB idle and up to the receive windows (12 MiB) busy.
+    /// Admitted sessions at a time (default 4096); one costs some KiB idle, more when busy (see
+    /// [`crate::MAX_SESSION_BYTES`]).
     pub max_sessions: usize,
-    /// Handshakes a second from which on a cookie is asked for first (default 200, some 6 % of a core).
+    /// Handshakes a second from which on a cookie is asked for first (default 200, some 6 % of a core). With
+    /// cookies there may be 500 more, 50 of them from one network.
     pub cookie_threshold: u32,
 }
 
@@ -62,17 +69,21 @@ pub struct HubEndpoint {
     cookies: CookieJar,
     rng: Rng,
     started: Instant,
-    load: Load,
+    gate: Gate,
     half_open: VecDeque<HalfOpen>,
-    /// Which session an index on the wire belongs to. Indices are ours and random: nobody can crowd them.
-    indices: BTreeMap<u32, SessionId>,
+    /// What an index on the wire belongs to. Indices are ours and random: nobody can crowd them.
+    indices: BTreeMap<u32, Place>,
     by_key: BTreeMap<[u8; 32], SessionId>,
     sessions: BTreeMap<SessionId, Entry>,
+    /// Those that are not admitted, oldest first.
+    strangers: VecDeque<SessionId>,
     next_session: u64,
     /// Sessions to be asked for transmits, in turn.
     ready: VecDeque<SessionId>,
     timers: BTreeSet<(Instant, SessionId)>,
     answers: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// Answers and sessions take turns at the socket: a flood of questions holds no session up.
+    answered_last: bool,
     events: VecDeque<Event>,
     counters: EndpointCounters,
     plain: Vec<u8>,
@@ -92,10 +103,10 @@ struct HalfOpen {
     until: Instant,
 }
 
-/// Handshakes of the running second.
-struct Load {
-    second: Instant,
-    handshakes: u32,
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Session(SessionId),
+    HalfOpen,
 }
 
 impl HubEndpoint {
@@ -105,21 +116,20 @@ impl HubEndpoint {
         Self {
             macs: HubMacs::new(&public_key(&config.secret_key)),
             cookies: CookieJar::new(now, &mut rng),
+            gate: Gate::new(now, &mut rng, config.cookie_threshold),
             config,
             rng,
             started: now,
-            load: Load {
-                second: now,
-                handshakes: 0,
-            },
             half_open: VecDeque::new(),
             indices: BTreeMap::new(),
             by_key: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            strangers: VecDeque::new(),
             next_session: 1,
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             answers: VecDeque::new(),
+            answered_last: false,
             events: VecDeque::new(),
             counters: EndpointCounters::default(),
             plain: Vec::new(),
@@ -140,26 +150,49 @@ impl HubEndpoint {
             .map_or(Vec::new(), |entry| entry.session.seal_anything(plain))
     }
 
+    /// Places taken: half-open handshakes, answers, strangers, indices, events.
+    #[cfg(test)]
+    pub(crate) fn tables(&self) -> [usize; 5] {
+        [
+            self.half_open.len(),
+            self.answers.len(),
+            self.strangers.len(),
+            self.indices.len(),
+            self.events.len(),
+        ]
+    }
+
     #[cfg(test)]
     pub(crate) fn ticket(&self, session: SessionId) -> Option<u64> {
         Some(self.sessions.get(&session)?.session.ticket)
     }
 
     fn on_initiation(&mut self, now: Instant, from: SocketAddr, initiation: &Initiation<'_>) {
+        // Whether the MAC is right doesn't matter for one that is not answered anyhow.
+        if self.gate.has_seen(&initiation.mac1) {
+            self.counters.handshakes_replayed += 1;
+            return;
+        }
         if !self.macs.fits(initiation) {
             self.counters.datagrams_forged += 1;
             return;
         }
-        if self.load.is_high(now, self.config.cookie_threshold)
-            && !self.cookies.accepts(now, &mut self.rng, from, initiation)
-        {
-            let cookie = self.cookies.cookie(now, &mut self.rng, from);
-            let (masked, tag) = self.macs.wrap(&initiation.mac1, &cookie);
-            self.counters.cookies_sent += 1;
-            self.answer(from, emit_cookie_reply(initiation.sender, &masked, &tag));
-            return;
+        let proven = initiation.mac2 != [0; 16]
+            && self.cookies.accepts(now, &mut self.rng, from, initiation);
+        match self.gate.pass(now, &mut self.rng, from, proven) {
+            Pass::Go => {}
+            Pass::Cookie => {
+                let cookie = self.cookies.cookie(now, &mut self.rng, from);
+                let (masked, tag) = self.macs.wrap(&initiation.mac1, &cookie);
+                self.counters.cookies_sent += 1;
+                self.answer(from, emit_cookie_reply(initiation.sender, &masked, &tag));
+                return;
+            }
+            Pass::Refuse => {
+                self.counters.handshakes_over_budget += 1;
+                return;
+            }
         }
-        self.load.handshakes += 1;
         let Ok(responder) = Responder::new(
             initiation.cipher,
             &self.config.secret_key,
@@ -170,9 +203,10 @@ impl HubEndpoint {
             self.counters.datagrams_forged += 1;
             return;
         };
+        self.gate.saw(initiation.mac1);
         let peer_key = responder.peer_key;
         let known = self.by_key.get(&peer_key).copied();
-        if known.is_none() && self.sessions.len() >= self.config.max_sessions {
+        if known.is_none() && self.is_full() {
             self.counters.handshakes_refused += 1;
             return;
         }
@@ -209,48 +243,78 @@ impl HubEndpoint {
     fn free_index(&mut self) -> u32 {
         loop {
             let index = self.rng.next_u32();
-            let taken = self.indices.contains_key(&index)
-                || self
-                    .half_open
-                    .iter()
-                    .any(|half| half.epoch.local_index == index);
-            if !taken {
+            if !self.indices.contains_key(&index) {
                 return index;
             }
         }
     }
 
     fn keep_half_open(&mut self, now: Instant, half: HalfOpen) {
-        self.half_open.retain(|other| now < other.until);
+        // The oldest are in front, and all live equally long.
+        while self
+            .half_open
+            .front()
+            .is_some_and(|other| other.until <= now)
+        {
+            self.take_half_open(0);
+        }
         let of_peer = |other: &HalfOpen| other.peer_key == half.peer_key;
         if self.half_open.iter().filter(|other| of_peer(other)).count() >= MAX_HALF_OPEN_PER_PEER {
             if let Some(at) = self.half_open.iter().position(of_peer) {
-                self.half_open.remove(at);
+                self.take_half_open(at);
             }
         } else if self.half_open.len() >= MAX_HALF_OPEN {
-            self.half_open.pop_front();
+            self.take_half_open(0);
             self.counters.handshakes_refused += 1;
         }
+        self.indices.insert(half.epoch.local_index, Place::HalfOpen);
         self.half_open.push_back(half);
+    }
+
+    fn take_half_open(&mut self, at: usize) -> Option<HalfOpen> {
+        let half = self.half_open.remove(at)?;
+        self.indices.remove(&half.epoch.local_index);
+        Some(half)
+    }
+
+    fn is_full(&self) -> bool {
+        self.sessions.len().saturating_sub(self.strangers.len()) >= self.config.max_sessions
     }
 
     fn answer(&mut self, to: SocketAddr, bytes: Vec<u8>) {
         if self.answers.len() < MAX_ANSWERS {
             self.answers.push_back((to, bytes));
+        } else {
+            self.counters.answers_dropped += 1;
         }
+    }
+
+    fn transmit_answer(&mut self, out: &mut Vec<u8>) -> Option<Transmit> {
+        let (to, bytes) = self.answers.pop_front()?;
+        out.extend_from_slice(&bytes);
+        let transmit = Transmit {
+            to,
+            size: bytes.len(),
+            segment_size: None,
+        };
+        self.counters.count_sent(&transmit);
+        Some(transmit)
     }
 
     fn on_transport(&mut self, now: Instant, from: SocketAddr, datagram: Transport<'_>) {
         let index = datagram.receiver;
-        if let Some(&id) = self.indices.get(&index) {
-            self.on_session_datagram(now, from, id, datagram);
-            return;
-        }
-        let Some(at) = self
-            .half_open
-            .iter()
-            .position(|half| half.epoch.local_index == index)
-        else {
+        let at = match self.indices.get(&index) {
+            Some(&Place::Session(id)) => {
+                self.on_session_datagram(now, from, id, datagram);
+                return;
+            }
+            Some(Place::HalfOpen) => self
+                .half_open
+                .iter()
+                .position(|half| half.epoch.local_index == index),
+            None => None,
+        };
+        let Some(at) = at else {
             self.counters.datagrams_unknown += 1;
             return;
         };
@@ -264,7 +328,7 @@ impl HubEndpoint {
             self.counters.datagrams_forged += 1;
             return;
         }
-        if let Some(half) = self.half_open.remove(at)
+        if let Some(half) = self.take_half_open(at)
             && let Some(id) = self.establish(now, from, half)
         {
             self.on_session_datagram(now, from, id, datagram);
@@ -282,8 +346,8 @@ impl HubEndpoint {
                 entry.session.renew_keys(now, half.epoch);
                 let session = &entry.session;
                 self.indices
-                    .retain(|index, of| *of != id || session.owns(*index));
-                self.indices.insert(index, id);
+                    .retain(|index, of| *of != Place::Session(id) || session.owns(*index));
+                self.indices.insert(index, Place::Session(id));
                 self.counters.handshakes += 1;
                 return Some(id);
             }
@@ -293,7 +357,7 @@ impl HubEndpoint {
             }
             entry.session.kill(CloseReason::Replaced, &mut self.events);
             self.bury(id);
-        } else if half.ticket.resumed || self.sessions.len() >= self.config.max_sessions {
+        } else if half.ticket.resumed || self.is_full() {
             self.counters.handshakes_refused += 1;
             return None;
         }
@@ -317,8 +381,18 @@ impl HubEndpoint {
                 is_ready: false,
             },
         );
-        self.indices.insert(index, id);
+        self.indices.insert(index, Place::Session(id));
         self.by_key.insert(half.peer_key, id);
+        if self.strangers.len() >= MAX_STRANGERS
+            && let Some(oldest) = self.strangers.front().copied()
+        {
+            self.counters.strangers_dropped += 1;
+            if let Some(entry) = self.sessions.get_mut(&oldest) {
+                entry.session.kill(CloseReason::TimedOut, &mut self.events);
+            }
+            self.bury(oldest);
+        }
+        self.strangers.push_back(id);
         self.events.push_back(Event::Connected {
             session: id,
             peer_key: half.peer_key,
@@ -385,7 +459,8 @@ impl HubEndpoint {
         if let Some(timer) = entry.timer {
             self.timers.remove(&(timer, id));
         }
-        self.indices.retain(|_, of| *of != id);
+        self.indices.retain(|_, of| *of != Place::Session(id));
+        self.strangers.retain(|stranger| *stranger != id);
         if self.by_key.get(&entry.peer_key) == Some(&id) {
             self.by_key.remove(&entry.peer_key);
         }
@@ -429,14 +504,9 @@ impl Endpoint for HubEndpoint {
         max_datagrams: usize,
         out: &mut Vec<u8>,
     ) -> Option<Transmit> {
-        if let Some((to, bytes)) = self.answers.pop_front() {
-            out.extend_from_slice(&bytes);
-            let transmit = Transmit {
-                to,
-                size: bytes.len(),
-                segment_size: None,
-            };
-            self.counters.count_sent(&transmit);
+        let answers_wait = std::mem::replace(&mut self.answered_last, false);
+        if !answers_wait && let Some(transmit) = self.transmit_answer(out) {
+            self.answered_last = true;
             return Some(transmit);
         }
         while let Some(id) = self.ready.pop_front() {
@@ -453,7 +523,7 @@ impl Endpoint for HubEndpoint {
             }
             self.settle(id);
         }
-        None
+        self.transmit_answer(out)
     }
 
     fn poll_event(&mut self) -> Option<Event> {
@@ -489,6 +559,7 @@ impl Endpoint for HubEndpoint {
     fn admit(&mut self, session: SessionId) {
         if let Some(entry) = self.sessions.get_mut(&session) {
             entry.session.admit();
+            self.strangers.retain(|stranger| *stranger != session);
             self.make_ready(session);
         }
     }
@@ -506,16 +577,5 @@ impl Endpoint for HubEndpoint {
 
     fn counters(&self) -> EndpointCounters {
         self.counters
-    }
-}
-
-impl Load {
-    fn is_high(&mut self, now: Instant, threshold: u32) -> bool {
-        let elapsed = now.saturating_duration_since(self.second);
-        if elapsed >= Duration::from_secs(1) {
-            self.second = now;
-            self.handshakes = 0;
-        }
-        self.handshakes >= threshold
     }
 }

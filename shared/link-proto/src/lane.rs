@@ -26,20 +26,29 @@ struct Window {
 }
 
 /// Bulk carries 300 Mbit/s over 200 ms. Live and control are a fraction of that.
+const CONTROL: Window = Window {
+    credit: 512 * 1024,
+    packets: 1024,
+};
+const LIVE: Window = Window {
+    credit: 4 * 1024 * 1024,
+    packets: 4096,
+};
+const BULK: Window = Window {
+    credit: 8 * 1024 * 1024,
+    packets: 8192,
+};
+
+/// Bytes that a peer may have sent on all channels together that were not said to be consumed.
+pub const MAX_CREDIT_BYTES: usize = (CONTROL.credit + LIVE.credit + BULK.credit) as usize;
+pub(crate) const MAX_WINDOW_PACKETS: usize =
+    CONTROL.packets as usize + LIVE.packets as usize + BULK.packets as usize;
+
 fn window(channel: Channel) -> Window {
     match channel {
-        Channel::Control => Window {
-            credit: 512 * 1024,
-            packets: 1024,
-        },
-        Channel::Live => Window {
-            credit: 4 * 1024 * 1024,
-            packets: 4096,
-        },
-        Channel::Bulk => Window {
-            credit: 8 * 1024 * 1024,
-            packets: 8192,
-        },
+        Channel::Control => CONTROL,
+        Channel::Live => LIVE,
+        Channel::Bulk => BULK,
     }
 }
 

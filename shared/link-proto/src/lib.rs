@@ -5,12 +5,14 @@
 //! [`Endpoint`] loop; `shared/link` drives them over UDP.
 
 mod api;
+mod bucket;
 mod conversation;
 mod cookie;
 mod datagram;
 mod edge;
 mod feedback;
 mod frame;
+mod gate;
 mod hub;
 mod lane;
 pub mod messages;
@@ -34,5 +36,6 @@ pub use api::{
 pub use datagram::MAX_DATAGRAM_BYTES;
 pub use edge::{EdgeConfig, EdgeEndpoint};
 pub use hub::{HubConfig, HubEndpoint};
+pub use lane::MAX_CREDIT_BYTES;
 pub use noise::public_key;
-pub use session::{KEYS_OUTLIVE, SILENCE, STRANGER_CREDIT};
+pub use session::{KEYS_OUTLIVE, MAX_SESSION_BYTES, SILENCE, STRANGER_CREDIT};

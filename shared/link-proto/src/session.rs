@@ -19,9 +19,11 @@ use crate::{
     api::{
         Bye, Channel, CloseReason, Event, MAX_MESSAGE_BYTES, SendError, SessionId, SessionStats,
     },
+    bucket::Bucket,
+    datagram::MAX_DATAGRAM_BYTES,
     feedback::Receiver,
     frame::Plaintext,
-    lane::Lane,
+    lane::{Lane, MAX_CREDIT_BYTES, MAX_WINDOW_PACKETS},
     noise::Keys,
     pacing::Pacer,
     rate::RateController,
@@ -58,6 +60,17 @@ const BYE_REPEATS: u8 = 3;
 const BYE_INTERVAL: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_secs(3);
 
+/// A peer may renew the channels this often in a row, and then once a second: an honest one does it after
+/// three seconds of silence. Each renewal gives it fresh credit, so more is a violation.
+const MAX_RENEWALS: f32 = 8.0;
+const RENEWALS_PER_SECOND: f32 = 1.0;
+
+/// What a session can come to hold, in bytes, whatever its peer does (invariant 5). For each channel: messages
+/// that wait to be sent, KCP's send and receive windows full of packets, and messages received that the
+/// application has not dealt with.
+pub const MAX_SESSION_BYTES: usize =
+    3 * MAX_QUEUE_BYTES + 2 * MAX_WINDOW_PACKETS * MAX_DATAGRAM_BYTES + MAX_CREDIT_BYTES;
+
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     /// Names the session in a handshake that would go on with it.
@@ -73,6 +86,7 @@ pub(crate) struct Session {
     bytes_sent: u64,
     generation: u32,
     generation_began: Instant,
+    renewals: Bucket,
     admitted: bool,
     lanes: [Lane; 3],
     receiver: Receiver,
@@ -176,6 +190,7 @@ impl Session {
             bytes_sent: 0,
             generation: 0,
             generation_began: now,
+            renewals: Bucket::full(now, MAX_RENEWALS),
             admitted: who.admitted,
             lanes: Channel::ALL.map(|channel| Lane::new(now, channel, 0, who.admitted)),
             receiver: Receiver::default(),

@@ -10,6 +10,7 @@ pub mod enrol;
 mod keys;
 mod resolve;
 mod socket;
+mod throttle;
 pub mod uplink;
 
 use std::time::{Duration, SystemTime};
@@ -45,6 +46,9 @@ pub enum LinkError {
     /// The hub ended the session.
     #[error("the hub closed the session")]
     Closed,
+    /// A broken invariant of this program: the thread that drives the socket has ended.
+    #[error("the link's thread has ended")]
+    LinkThread,
     /// A broken invariant of this program: the thread that does the disk's work has ended.
     #[error("the disk thread has ended")]
     DiskThread,
@@ -69,6 +73,12 @@ pub struct Counters {
     pub datagrams_replayed: u64,
     pub handshakes: u64,
     pub handshakes_refused: u64,
+    /// What was not acted on, by reason.
+    pub dropped: Dropped,
+    /// Hub: first messages answered with a cookie, since there were many.
+    pub cookies_sent: u64,
+    /// Hub: sessions that had not said who they are when newer ones needed their place.
+    pub strangers_dropped: u64,
     /// Edge: segments sent whole.
     pub segments_shipped: u64,
     /// Segments that the hub has stored, as this end saw it.
@@ -88,8 +98,69 @@ impl Counters {
             datagrams_replayed: endpoint.datagrams_replayed,
             handshakes: endpoint.handshakes,
             handshakes_refused: endpoint.handshakes_refused,
+            dropped: Dropped {
+                malformed: endpoint.datagrams_malformed,
+                unknown_session: endpoint.datagrams_unknown,
+                forged: endpoint.datagrams_forged,
+                replayed: endpoint.datagrams_replayed,
+                handshake_replayed: endpoint.handshakes_replayed,
+                handshake_over_budget: endpoint.handshakes_over_budget,
+            },
+            cookies_sent: endpoint.cookies_sent,
+            strangers_dropped: endpoint.strangers_dropped,
             segments_shipped: 0,
             segments_stored: 0,
+        }
+    }
+}
+
+/// Datagrams that were dropped; a field's name is its label in metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dropped {
+    /// Wrong size, type or version.
+    pub malformed: u64,
+    /// For a session that is not there.
+    pub unknown_session: u64,
+    /// A MAC or tag that doesn't fit.
+    pub forged: u64,
+    /// Of a session, and came before.
+    pub replayed: u64,
+    /// A first message that came before.
+    pub handshake_replayed: u64,
+    /// A first message over the second's budget.
+    pub handshake_over_budget: u64,
+}
+
+impl Dropped {
+    /// Each reason with its count.
+    pub fn by_reason(&self) -> [(&'static str, u64); 6] {
+        [
+            ("malformed", self.malformed),
+            ("unknown_session", self.unknown_session),
+            ("forged", self.forged),
+            ("replayed", self.replayed),
+            ("handshake_replayed", self.handshake_replayed),
+            ("handshake_over_budget", self.handshake_over_budget),
+        ]
+    }
+
+    fn total(&self) -> u64 {
+        self.by_reason().iter().map(|(_, count)| count).sum()
+    }
+
+    /// What came on top of an earlier reading.
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            malformed: self.malformed.saturating_sub(earlier.malformed),
+            unknown_session: self.unknown_session.saturating_sub(earlier.unknown_session),
+            forged: self.forged.saturating_sub(earlier.forged),
+            replayed: self.replayed.saturating_sub(earlier.replayed),
+            handshake_replayed: self
+                .handshake_replayed
+                .saturating_sub(earlier.handshake_replayed),
+            handshake_over_budget: self
+                .handshake_over_budget
+                .saturating_sub(earlier.handshake_over_budget),
         }
     }
 }

@@ -20,6 +20,9 @@ const BUFFER_WANTED: usize = 1 << 20;
 /// too large.
 const DATAGRAM_BYTES: usize = 1_500;
 
+/// Datagrams taken at one go before the loop does something else; a batch is never cut.
+const MAX_DATAGRAMS_PER_WAKE_UP: usize = 512;
+
 /// A bound UDP socket with its offload state.
 pub(crate) struct UdpSocket {
     io: tokio::net::UdpSocket,
@@ -45,6 +48,9 @@ impl UdpSocket {
         socket.set_nonblocking(true)?;
         // Asking for more than allowed is no error: the kernel gives what it may.
         let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+        // With CAP_NET_ADMIN the limit can be passed: the buffer is what a flood has to fill first.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
         let _ = socket.set_send_buffer_size(BUFFER_BYTES);
         socket.bind(&address.into())?;
         let granted = socket.recv_buffer_size()?;
@@ -120,28 +126,51 @@ impl UdpSocket {
             .await
     }
 
-    /// Waits for datagrams, takes what is there, and hands each to `each` with its sender.
+    /// Waits for datagrams, takes what is there up to a limit, and hands each to `each` with its sender.
     pub(crate) async fn recv(
         &self,
         buffer: &mut RecvBuffer,
         mut each: impl FnMut(SocketAddr, &[u8]),
     ) -> io::Result<()> {
-        let RecvBuffer { bytes, meta, entry } = buffer;
         let count = self
             .io
-            .async_io(Interest::READABLE, || {
-                let mut slices: Vec<IoSliceMut<'_>> =
-                    bytes.chunks_mut(*entry).map(IoSliceMut::new).collect();
-                self.state.recv((&self.io).into(), &mut slices, meta)
-            })
+            .async_io(Interest::READABLE, || self.recv_batch(buffer))
             .await?;
-        for (entry, meta) in bytes.chunks(*entry).zip(meta.iter()).take(count) {
-            let packed = entry.get(..meta.len).unwrap_or_default();
-            for datagram in packed.chunks(meta.stride.max(1)) {
-                each(meta.addr, datagram);
+        let mut taken = buffer.each(count, &mut each);
+        // A flood is drained many batches at a time, or the loop's own work would be done for each of them.
+        while taken < MAX_DATAGRAMS_PER_WAKE_UP {
+            let more = self
+                .io
+                .try_io(Interest::READABLE, || self.recv_batch(buffer));
+            match more {
+                Ok(count) => taken += buffer.each(count, &mut each),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    fn recv_batch(&self, buffer: &mut RecvBuffer) -> io::Result<usize> {
+        let RecvBuffer { bytes, meta, entry } = buffer;
+        let mut slices: Vec<IoSliceMut<'_>> =
+            bytes.chunks_mut(*entry).map(IoSliceMut::new).collect();
+        self.state.recv((&self.io).into(), &mut slices, meta)
+    }
+}
+
+impl RecvBuffer {
+    /// Hands out the datagrams of `count` entries; gives how many there were.
+    fn each(&self, count: usize, each: &mut impl FnMut(SocketAddr, &[u8])) -> usize {
+        let mut datagrams = 0;
+        for (entry, meta) in self.bytes.chunks(self.entry).zip(&self.meta).take(count) {
+            let packed = entry.get(..meta.len).unwrap_or_default();
+            for datagram in packed.chunks(meta.stride.max(1)) {
+                each(meta.addr, datagram);
+                datagrams += 1;
+            }
+        }
+        datagrams.max(1)
     }
 }
 

@@ -154,6 +154,22 @@ impl Refusal {
         }
     }
 
+    /// The request's body, or what answers it, takes for ever.
+    pub(crate) fn too_slow(has_body: bool) -> Self {
+        if has_body {
+            let reason = "the request's body did not come in time";
+            return Self::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", reason);
+        }
+        Self {
+            retry_after_s: Some(RETRY_BUSY_S),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "busy",
+                "there was no answer in time: try again later",
+            )
+        }
+    }
+
     /// Something broke on our side; the log has the whole of it, the answer no path and no secret.
     pub(crate) fn internal(what: &str, error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "failed to {what}");

@@ -2,7 +2,7 @@
 //!
 //! Labels come from fixed lists, never from requests.
 
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 
 use axum::{
     body::Body,
@@ -34,7 +34,56 @@ pub struct HttpCounters {
     pub(crate) connections: Counter,
     pub(crate) open: Gauge,
     pub(crate) refused: Counter,
-    pub(crate) failed: Counter,
+    /// Idle ones that made room.
+    pub(crate) displaced: Counter,
+    failed: Family<FailureLabels, Counter>,
+}
+
+/// Why a connection ended in an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Failure {
+    /// Idle too long, or its request's head took too long.
+    Idle,
+    /// It took next to nothing of an answer.
+    Stalled,
+    /// What it sent is no request.
+    Malformed,
+    /// It went away.
+    Cut,
+}
+
+impl Failure {
+    const ALL: [Failure; 4] = [Self::Idle, Self::Stalled, Self::Malformed, Self::Cut];
+
+    pub(crate) fn of(error: &hyper::Error) -> Self {
+        let io = error
+            .source()
+            .and_then(|source| source.downcast_ref::<std::io::Error>());
+        if io.is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut) {
+            Self::Stalled
+        } else if error.is_timeout() {
+            Self::Idle
+        } else if error.is_parse() {
+            Self::Malformed
+        } else {
+            Self::Cut
+        }
+    }
+
+    fn label(self) -> FailureLabels {
+        let reason = match self {
+            Self::Idle => "idle",
+            Self::Stalled => "stalled",
+            Self::Malformed => "malformed",
+            Self::Cut => "cut",
+        };
+        FailureLabels { reason }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -53,13 +102,18 @@ impl Default for HttpCounters {
                     .clone()
             })
         });
+        let failed = Family::<FailureLabels, Counter>::default();
+        for failure in Failure::ALL {
+            let _ = failed.get_or_create(&failure.label());
+        }
         Self {
             requests,
             by_kind: Arc::new(by_kind),
             connections: Counter::default(),
             open: Gauge::default(),
             refused: Counter::default(),
-            failed: Counter::default(),
+            displaced: Counter::default(),
+            failed,
         }
     }
 }
@@ -84,12 +138,17 @@ impl HttpCounters {
         );
         registry.register(
             "http_connections_refused",
-            "Connections answered 503 because too many were open",
+            "Connections answered 503 because too many were being answered",
             self.refused.clone(),
         );
         registry.register(
+            "http_connections_displaced",
+            "Idle connections closed to make room for new ones",
+            self.displaced.clone(),
+        );
+        registry.register(
             "http_connections_failed",
-            "Connections that ended in an error: too slow, malformed or cut",
+            "Connections that ended in an error, by reason: idle, stalled, malformed, cut",
             self.failed.clone(),
         );
     }
@@ -103,6 +162,21 @@ impl HttpCounters {
         if let Some(counter) = counter {
             counter.inc();
         }
+    }
+
+    pub(crate) fn count_failure(&self, failure: Failure) {
+        self.failed.get_or_create(&failure.label()).inc();
+    }
+
+    /// Connections that ended in an error so far.
+    pub fn failures(&self) -> u64 {
+        let count = |failure: &Failure| self.failed.get_or_create(&failure.label()).get();
+        Failure::ALL.iter().map(count).sum()
+    }
+
+    /// Idle connections closed so far to make room.
+    pub fn displaced(&self) -> u64 {
+        self.displaced.get()
     }
 
     /// Requests counted so far, of all kinds and classes.

@@ -14,6 +14,7 @@ mod disk;
 mod known;
 mod media;
 mod page;
+mod places;
 mod playlists;
 mod preconditions;
 mod segments;
@@ -33,7 +34,7 @@ use prometheus_client::registry::Registry;
 use store::Store;
 
 pub use counters::HttpCounters;
-pub use server::{Limits, bind, run, run_with};
+pub use server::{Limits, bind, run_with};
 
 use answer::Refusal;
 use api::Api;

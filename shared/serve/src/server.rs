@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Request, response::Response};
+use axum::{
+    Router,
+    body::{Body, HttpBody},
+    extract::Request,
+    response::Response,
+};
 use hyper::{body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -20,13 +25,15 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Sleep, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use crate::{
-    counters::{HttpCounters, Kind, OpenConnection},
+    answer::Refusal,
+    counters::{Failure, HttpCounters, Kind, OpenConnection},
+    places::{Answering, InFlight, Place, Places, Wish},
     stalled::Stalled,
 };
 
@@ -46,8 +53,12 @@ const MAX_BUFFER_BYTES: usize = 32 << 10;
 /// How long a connection may be idle and how long a request's head may take, together (hyper has one clock
 /// for both): longer than any player's reload interval (6 s at most).
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a client may take nothing of an answer.
+/// How long a client may take next to nothing of an answer, and what it has to take in that time: a tenth of
+/// the poorest video's rate.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
+const LEAST_TAKEN_BYTES: usize = 32 << 10;
+/// How long a request's body may take to come and its answer to begin, together.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long requests in flight may go on after shutdown was asked for.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(5);
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -61,13 +72,16 @@ const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: appli
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Connections at once; default 1,024, or half the file descriptors the process may open if that is
-    /// less. Each costs some 20 kB. One more is answered 503 and closed.
+    /// less. Each costs some 20 kB. For one more, the longest idle is closed; where none is, it is answered
+    /// 503 and closed.
     pub max_connections: usize,
     /// For idling between requests and sending a request's head, together; default 20 s. Longer lets slow
     /// or dead clients hold their place longer.
     pub head_timeout: Duration,
-    /// For taking nothing of an answer; default 20 s.
+    /// For taking next to nothing (less than 32 KiB) of an answer; default 20 s.
     pub stall_timeout: Duration,
+    /// For a request's body to come and its answer to begin, together; default 60 s. Then: 408 or 503.
+    pub answer_timeout: Duration,
     /// For requests in flight at shutdown; default 5 s.
     pub shutdown_time: Duration,
 }
@@ -82,6 +96,7 @@ impl Default for Limits {
             max_connections: MAX_CONNECTIONS.min(descriptors / 2).max(1),
             head_timeout: HEAD_TIMEOUT,
             stall_timeout: STALL_TIMEOUT,
+            answer_timeout: ANSWER_TIMEOUT,
             shutdown_time: SHUTDOWN_TIME,
         }
     }
@@ -109,12 +124,6 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
-/// [`run_with`] default limits and counts that nobody reads.
-pub async fn run(listener: TcpListener, router: Router, shutdown: CancellationToken) {
-    let counters = HttpCounters::default();
-    run_with(listener, router, shutdown, Limits::default(), counters).await;
-}
-
 /// Serves until `shutdown`, then takes no more connections, closes the idle ones and lets requests in
 /// flight end within [`Limits::shutdown_time`].
 pub async fn run_with(
@@ -131,7 +140,7 @@ pub async fn run_with(
         .max_header_size(MAX_HEAD_BYTES)
         .max_buf_size(MAX_BUFFER_BYTES)
         .pipeline_flush(true);
-    let places = Arc::new(Semaphore::new(limits.max_connections));
+    let places = Places::new(limits.max_connections);
     let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     let graceful = GracefulShutdown::new();
     // Cut when it drops: whatever is still open when the time for shutdown is over.
@@ -155,33 +164,48 @@ pub async fn run_with(
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            counters.refused.inc();
-            if let Ok(turn) = refusals.clone().try_acquire_owned() {
-                tokio::spawn(async move {
-                    let _ = timeout(MAX_REFUSAL_TIME, refuse(socket)).await;
-                    drop(turn);
-                });
+        let place = match places.take() {
+            Wish::Free(place) => place,
+            Wish::Made(place) => {
+                counters.displaced.inc();
+                place
             }
-            continue;
+            Wish::None => {
+                counters.refused.inc();
+                if let Ok(turn) = refusals.clone().try_acquire_owned() {
+                    tokio::spawn(async move {
+                        let _ = timeout(MAX_REFUSAL_TIME, refuse(socket)).await;
+                        drop(turn);
+                    });
+                }
+                continue;
+            }
         };
         // Small answers leave at once. A socket that refuses this is about to fail anyway.
         let _ = socket.set_nodelay(true);
         let open = OpenConnection::new(&counters);
+        let leave = place.leave();
         let service = Counted {
             router: router.clone(),
             counters: counters.clone(),
+            answer_timeout: limits.answer_timeout,
+            place,
         };
-        let io = TokioIo::new(Stalled::new(socket, limits.stall_timeout));
+        let io = TokioIo::new(Stalled::new(
+            socket,
+            limits.stall_timeout,
+            LEAST_TAKEN_BYTES,
+        ));
         let connection = graceful.watch(http.serve_connection(io, service));
-        let (cut, failed) = (cut.clone(), counters.failed.clone());
+        let (cut, counters) = (cut.clone(), counters.clone());
         tokio::spawn(async move {
-            let ended = cut.run_until_cancelled(connection).await;
+            let connection = leave.run_until_cancelled(connection);
+            let ended = cut.run_until_cancelled(connection).await.flatten();
             if let Some(Err(error)) = ended {
-                failed.inc();
+                counters.count_failure(Failure::of(&error));
                 tracing::debug!(%peer, %error, "connection ended");
             }
-            drop((open, place));
+            drop(open);
         });
     }
     drop(listener);
@@ -221,6 +245,8 @@ async fn refuse(mut socket: TcpStream) -> io::Result<()> {
 struct Counted {
     router: Router,
     counters: HttpCounters,
+    answer_timeout: Duration,
+    place: Place,
 }
 
 impl Service<hyper::Request<Incoming>> for Counted {
@@ -230,12 +256,17 @@ impl Service<hyper::Request<Incoming>> for Counted {
 
     fn call(&self, request: hyper::Request<Incoming>) -> CountedFuture {
         let kind = Kind::of(request.uri().path());
+        let has_body = !request.body().is_end_stream();
         let request: Request = request.map(Body::new);
         CountedFuture {
             // A router is always ready.
             answer: self.router.clone().call(request),
             counters: self.counters.clone(),
             kind,
+            has_body,
+            limit: self.answer_timeout,
+            deadline: None,
+            in_flight: Some(self.place.begin()),
         }
     }
 }
@@ -244,14 +275,36 @@ struct CountedFuture {
     answer: axum::routing::future::RouteFuture<Infallible>,
     counters: HttpCounters,
     kind: Kind,
+    has_body: bool,
+    limit: Duration,
+    /// Made when there is something to wait for.
+    deadline: Option<Pin<Box<Sleep>>>,
+    in_flight: Option<InFlight>,
 }
 
 impl Future for CountedFuture {
     type Output = Result<Response, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Ok(response) = ready!(Pin::new(&mut self.answer).poll(cx));
+        let response = match Pin::new(&mut self.answer).poll(cx) {
+            Poll::Ready(Ok(response)) => response,
+            Poll::Pending => {
+                let limit = self.limit;
+                let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
+                ready!(deadline.as_mut().poll(cx));
+                Refusal::too_slow(self.has_body).respond()
+            }
+        };
         self.counters.count(self.kind, response.status());
+        let response = match self.in_flight.take() {
+            Some(request) => response.map(|body| {
+                Body::new(Answering {
+                    body,
+                    _request: request,
+                })
+            }),
+            None => response,
+        };
         Poll::Ready(Ok(response))
     }
 }

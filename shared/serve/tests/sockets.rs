@@ -41,6 +41,7 @@ fn limits() -> Limits {
         max_connections: 100,
         head_timeout: SHORT,
         stall_timeout: SHORT,
+        answer_timeout: PATIENCE,
         shutdown_time: SHORT,
     }
 }
@@ -64,6 +65,10 @@ async fn start(limits: Limits) -> Running {
                 never.notify_one();
                 std::future::pending::<String>().await
             }),
+        )
+        .route(
+            "/echo",
+            axum::routing::post(|body: axum::body::Bytes| async move { body }),
         )
         .route("/large", get(|| async { Body::from(vec![7; 64 << 20]) }));
     let listener = serve::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
@@ -231,10 +236,12 @@ async fn one_connection_too_many_hears_so_and_the_others_go_on() {
         ..limits()
     })
     .await;
-    let mut first = connect(&running).await;
-    let mut second = connect(&running).await;
-    hello(&mut first).await;
-    hello(&mut second).await;
+    // Both are being answered: nobody can make room.
+    let mut busy = [connect(&running).await, connect(&running).await];
+    for socket in &mut busy {
+        send(socket, "GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        running.entered.notified().await;
+    }
     for _ in 0..3 {
         let mut third = connect(&running).await;
         send(&mut third, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
@@ -242,8 +249,7 @@ async fn one_connection_too_many_hears_so_and_the_others_go_on() {
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
         assert!(text.contains("too many connections"), "{text}");
     }
-    hello(&mut first).await;
-    drop(second);
+    drop(busy);
     // The place is free again as soon as the server has seen the close.
     let freed = async {
         loop {
@@ -259,6 +265,137 @@ async fn one_connection_too_many_hears_so_and_the_others_go_on() {
         }
     };
     timeout(PATIENCE, freed).await.unwrap();
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_the_longest_idle_first() {
+    let running = start(Limits {
+        max_connections: 20,
+        head_timeout: PATIENCE,
+        ..limits()
+    })
+    .await;
+    // Whoever is being answered stays, whatever comes.
+    let mut busy = connect(&running).await;
+    send(&mut busy, "GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    running.entered.notified().await;
+    let mut idle = Vec::new();
+    for n in 0..300 {
+        let mut socket = connect(&running).await;
+        match n % 3 {
+            0 => hello(&mut socket).await,
+            1 => send(&mut socket, "GET / HTTP/1.1\r\nhost: ").await,
+            _ => {}
+        }
+        idle.push(socket);
+        if n % 10 == 0 {
+            hello(&mut connect(&running).await).await;
+        }
+    }
+    assert!(
+        running.counters.displaced() >= 281,
+        "{}",
+        running.counters.displaced()
+    );
+    assert_eq!(rest(&mut idle[0]).await, "", "closed, and nothing said");
+    let mut last = connect(&running).await;
+    hello(&mut last).await;
+    let mut piece = [0; 1];
+    let said = timeout(SHORT, busy.read(&mut piece)).await;
+    assert!(said.is_err(), "it still waits for its answer: {said:?}");
+}
+
+#[tokio::test]
+async fn bodies_that_dribble_in_are_cut_off() {
+    let running = start(Limits {
+        answer_timeout: SHORT,
+        ..limits()
+    })
+    .await;
+    let mut socket = connect(&running).await;
+    let head = "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n";
+    send(&mut socket, head).await;
+    let (mut read, mut write) = socket.split();
+    let dribble = async {
+        while write.write_all(b"x").await.is_ok() {
+            sleep(SHORT / 10).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut text = Vec::new();
+    tokio::select! {
+        () = dribble => {}
+        _ = read.read_to_end(&mut text) => {}
+        () = sleep(PATIENCE) => panic!("the server still waits"),
+    }
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+    // What never answers ends too.
+    let mut socket = connect(&running).await;
+    send(
+        &mut socket,
+        "GET /never HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    let text = rest(&mut socket).await;
+    assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+}
+
+#[tokio::test]
+async fn a_request_hidden_in_anothers_body_is_never_answered() {
+    let running = start(limits()).await;
+    let hidden = "GET /hidden HTTP/1.1\r\nhost: x\r\n\r\n";
+    let length = hidden.len();
+    for head in [
+        format!("GET / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n"),
+        format!("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n"),
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\ncontent-length: {length}\r\n\r\n"
+        ),
+        format!("GET / HTTP/1.1\r\nhost: x\r\ncontent-length: +{length}\r\n\r\n"),
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n{length:x}\r\n"
+        ),
+        format!("GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{length:x}\r\n"),
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, identity\r\ncontent-length: {length}\r\n\r\n"
+        ),
+        format!(
+            "GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding : chunked\r\ncontent-length: {length}\r\n\r\n"
+        ),
+        format!("GET / HTTP/1.0\r\nhost: x\r\ncontent-length: {length}\r\n\r\n"),
+    ] {
+        let before = running.counters.requests();
+        let mut socket = connect(&running).await;
+        send(&mut socket, &format!("{head}{hidden}")).await;
+        let text = rest(&mut socket).await;
+        // An echo shows what is hidden, a second status line would show that it was answered.
+        let answers = text.matches("HTTP/1.1 ").count() + text.matches("HTTP/1.0 ").count();
+        assert!(answers <= 1, "{head}: {text}");
+        assert!(running.counters.requests() <= before + 1, "{head}");
+    }
+    hello(&mut connect(&running).await).await;
+}
+
+#[tokio::test]
+async fn a_thousand_pipelined_requests_are_answered_one_by_one() {
+    let running = start(limits()).await;
+    let mut socket = connect(&running).await;
+    let (mut read, mut write) = socket.split();
+    let asked = "GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(999)
+        + "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let mut text = Vec::new();
+    let (wrote, _) = tokio::join!(write.write_all(asked.as_bytes()), async {
+        timeout(PATIENCE, read.read_to_end(&mut text))
+            .await
+            .unwrap()
+    });
+    wrote.unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&text).matches("hello").count(),
+        1_000
+    );
+    assert_eq!(running.counters.failures(), 0);
 }
 
 #[tokio::test]

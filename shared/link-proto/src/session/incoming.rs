@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, net::SocketAddr, time::Instant};
 
-use super::{BYE_INTERVAL, Received, Role, Session, State};
+use super::{BYE_INTERVAL, MAX_RENEWALS, RENEWALS_PER_SECOND, Received, Role, Session, State};
 use crate::{
     api::{Bye, Channel, CloseReason, Event},
     datagram::{TRANSPORT_HEADER_BYTES, Transport},
@@ -79,6 +79,12 @@ impl Session {
     ) -> Result<(), frame::Malformed> {
         let (header, frames) = frame::parse_header(plain).ok_or(frame::Malformed)?;
         if header.generation > self.generation {
+            if !self
+                .renewals
+                .take_of(now, RENEWALS_PER_SECOND, MAX_RENEWALS)
+            {
+                return Err(frame::Malformed);
+            }
             self.renew_channels(now, header.generation, events);
         }
         self.on_sign_of_life(now, events);

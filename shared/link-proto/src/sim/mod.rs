@@ -1,9 +1,11 @@
 //! A simulated world: one hub, some edges, and lines between them that lose, delay, reorder, duplicate and
 //! choke, all from one seed. Time jumps from event to event; nothing sleeps.
 
+mod attacker;
 mod network;
 mod world;
 
+pub use attacker::{Attacker, forged_initiation};
 pub use network::{Bursts, Line, Network};
 pub use world::{Edge, HUB_ADDRESS, Who, World};
 

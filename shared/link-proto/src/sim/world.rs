@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    Line, Network,
+    Attacker, Line, Network,
+    attacker::Work,
     network::{Delivery, LineState},
 };
 use crate::{
@@ -43,6 +44,7 @@ pub struct World {
     pub hub: HubEndpoint,
     pub edges: Vec<Edge>,
     pub network: Network,
+    attacker: Option<Work>,
     /// Commands since the last step have effects only once transmits are drained.
     events: Vec<(Who, Event)>,
     hub_config: HubConfig,
@@ -68,6 +70,7 @@ impl World {
             hub: HubEndpoint::new(config.clone(), start, hub_seed),
             edges: Vec::new(),
             network: Network::new(seed),
+            attacker: None,
             events: Vec::new(),
             hub_config: config,
             seed,
@@ -111,6 +114,17 @@ impl World {
             secret_key,
         });
         place
+    }
+
+    /// From now on somebody is on all lines who knows the hub's public key.
+    pub fn attack(&mut self, chances: Attacker) {
+        let hub_key = public_key(&self.hub_config.secret_key);
+        self.attacker = Some(Work::new(chances, hub_key, self.seed + 1));
+    }
+
+    /// How often the attacker did something.
+    pub fn wrongs(&self) -> u64 {
+        self.attacker.as_ref().map_or(0, |work| work.wrongs)
     }
 
     /// The hub's program starts anew with the same key: it knows no session.
@@ -253,11 +267,16 @@ impl World {
             hub,
             edges,
             network,
+            attacker,
             buffer,
             now,
             events,
             ..
         } = self;
+        let mut meet = |delivery| match attacker {
+            Some(attacker) => attacker.meet(delivery),
+            None => vec![delivery],
+        };
         for edge in edges.iter_mut() {
             buffer.clear();
             while let Some(transmit) = edge.endpoint.poll_transmit(*now, MAX_BATCH, buffer) {
@@ -267,7 +286,9 @@ impl World {
                         to: transmit.to,
                         bytes: bytes.to_vec(),
                     };
-                    network.send(*now, &edge.up, &mut edge.up_state, delivery);
+                    for delivery in meet(delivery) {
+                        network.send(*now, &edge.up, &mut edge.up_state, delivery);
+                    }
                 }
                 buffer.clear();
             }
@@ -280,7 +301,9 @@ impl World {
                     bytes: bytes.to_vec(),
                 };
                 if let Some(edge) = edges.iter_mut().find(|edge| edge.address == transmit.to) {
-                    network.send(*now, &edge.down, &mut edge.down_state, delivery);
+                    for delivery in meet(delivery) {
+                        network.send(*now, &edge.down, &mut edge.down_state, delivery);
+                    }
                 } else {
                     network.lost += 1;
                 }

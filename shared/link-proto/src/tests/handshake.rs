@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use super::traffic::{Flow, Traffic};
 use crate::{
     Bye, Channel, Cipher, CloseReason, Endpoint, Event, HubConfig,
-    sim::{HUB_ADDRESS, Line, Who, World},
+    sim::{HUB_ADDRESS, Line, Who, World, forged_initiation},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -154,9 +154,13 @@ fn before_the_peer_is_authentic_no_more_bytes_go_back_than_came() {
     world.add_edge(Line::default(), Line::default(), Cipher::AesGcm);
     world.step();
     let mut buffer = Vec::new();
-    let first = capture_initiation();
+    let hub_key = crate::public_key(&[0x48; 32]);
     let spoofed: SocketAddr = "192.0.2.77:1".parse().unwrap();
-    for _ in 0..1000 {
+    for number in 0..1000 {
+        let first = match number {
+            0 => capture_initiation(),
+            _ => forged_initiation(&hub_key, number),
+        };
         world.hub.handle_datagram(world.now, spoofed, &first);
         let mut back = 0;
         while let Some(transmit) = world.hub.poll_transmit(world.now, 16, &mut buffer) {
@@ -166,7 +170,9 @@ fn before_the_peer_is_authentic_no_more_bytes_go_back_than_came() {
         buffer.clear();
     }
     let counters = world.hub.counters();
-    assert!(counters.cookies_sent >= 799, "{counters:?}");
+    assert!(counters.datagrams_forged < 200, "those cost arithmetic");
+    assert_eq!(counters.cookies_sent, 500);
+    assert!(counters.handshakes_over_budget >= 299, "{counters:?}");
     assert_eq!(counters.handshakes, 0);
     assert_eq!(
         world.hub.poll_event(),
@@ -203,6 +209,8 @@ fn a_replayed_first_message_displaces_nothing() {
             replay.clone(),
         );
     }
+    assert_eq!(world.hub.counters().handshakes_replayed, 99);
+    assert_eq!(world.hub.tables()[0], 1, "one place, and no answer twice");
     assert!(traffic.run(&mut world, 60 * SECOND));
     assert_eq!((traffic.connects, traffic.resets, traffic.moves), (2, 0, 0));
     assert!(traffic.closes.is_empty());

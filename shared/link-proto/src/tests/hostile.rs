@@ -7,9 +7,9 @@ use proptest::prelude::*;
 
 use super::traffic::{Flow, Traffic};
 use crate::{
-    Bye, Channel, Cipher, CloseReason, Endpoint, Event, SendError,
+    Bye, Channel, Cipher, CloseReason, EdgeConfig, EdgeEndpoint, Endpoint, Event, SendError,
     datagram::transport_header,
-    sim::{HUB_ADDRESS, Line, Who, World},
+    sim::{Attacker, HUB_ADDRESS, Line, Who, World, forged_initiation},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -291,4 +291,293 @@ fn an_index_that_is_in_use_but_forged_is_counted() {
         world.hub.counters().datagrams_unknown,
         before.datagrams_unknown + 1
     );
+}
+
+/// A device's first message, and its first datagram once the hub has answered.
+struct Caller {
+    endpoint: EdgeEndpoint,
+    address: SocketAddr,
+}
+
+impl Caller {
+    fn new(world: &World, number: u32) -> Self {
+        let mut secret_key = [0x77; 32];
+        secret_key[..4].copy_from_slice(&number.to_be_bytes());
+        let config = EdgeConfig {
+            hub_address: HUB_ADDRESS,
+            hub_key: crate::public_key(&[0x48; 32]),
+            secret_key,
+            cipher: Cipher::AesGcm,
+        };
+        let [a, b, c, d] = number.to_be_bytes();
+        Self {
+            endpoint: EdgeEndpoint::new(config, world.now, secret_key),
+            address: SocketAddr::from(([10 + a, b, c, d], 5_000)),
+        }
+    }
+
+    /// Hands all datagrams back and forth, without a delay.
+    fn talk(&mut self, world: &mut World) {
+        let mut buffer = Vec::new();
+        for _ in 0..4 {
+            while let Some(transmit) = self.endpoint.poll_transmit(world.now, 16, &mut buffer) {
+                for bytes in buffer.chunks(transmit.segment_size.unwrap_or(transmit.size)) {
+                    world.hub.handle_datagram(world.now, self.address, bytes);
+                }
+                buffer.clear();
+            }
+            while let Some(transmit) = world.hub.poll_transmit(world.now, 16, &mut buffer) {
+                for bytes in buffer.chunks(transmit.segment_size.unwrap_or(transmit.size)) {
+                    if transmit.to == self.address {
+                        self.endpoint.handle_datagram(world.now, HUB_ADDRESS, bytes);
+                    }
+                }
+                buffer.clear();
+            }
+        }
+    }
+}
+
+#[test]
+fn forged_first_messages_keep_no_honest_device_out() {
+    let mut world = World::new(1);
+    let hub_key = crate::public_key(&[0x48; 32]);
+    // Ten thousand a second from everywhere, for two seconds before and while a device knocks.
+    let mut number = 0u64;
+    let mut flood = |world: &mut World, count: u64| {
+        for _ in 0..count {
+            number += 1;
+            let [a, b, c, ..] = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+            let from = SocketAddr::from(([11 + a % 80, b, c, 1], 7));
+            let bytes = forged_initiation(&hub_key, number);
+            world.hub.handle_datagram(world.now, from, &bytes);
+        }
+        let mut buffer = Vec::new();
+        while world
+            .hub
+            .poll_transmit(world.now, 16, &mut buffer)
+            .is_some()
+        {
+            buffer.clear();
+        }
+        world.now += Duration::from_millis(10);
+    };
+    for _ in 0..200 {
+        flood(&mut world, 100);
+    }
+    let knocked = world.now;
+    let mut caller = Caller::new(&world, 1);
+    while world.hub.counters().handshakes == 0 {
+        caller.endpoint.handle_timeout(world.now);
+        caller.talk(&mut world);
+        flood(&mut world, 100);
+        assert!(world.now - knocked < 20 * SECOND, "shut out");
+    }
+    let counters = world.hub.counters();
+    let seconds = (world.now - world.start).as_secs_f64();
+    assert!(
+        (counters.datagrams_forged as f64) < 200.0 * (seconds + 1.0),
+        "arithmetic for some only: {counters:?} in {seconds} s"
+    );
+    assert!(counters.handshakes_over_budget > 0 && counters.cookies_sent > 0);
+}
+
+#[test]
+fn those_who_never_say_who_they_are_make_room_for_others() {
+    let mut world = World::new(1);
+    let mut events = Vec::new();
+    for number in 0..400 {
+        let mut caller = Caller::new(&world, number);
+        caller.talk(&mut world);
+        world.now += Duration::from_millis(20);
+        while let Some(event) = world.hub.poll_event() {
+            events.push(event);
+        }
+    }
+    let connected = events
+        .iter()
+        .filter(|e| matches!(e, Event::Connected { .. }));
+    assert_eq!(connected.count(), 400);
+    let closed = events.iter().filter(|e| matches!(e, Event::Closed { .. }));
+    assert_eq!(closed.count(), 400 - 256);
+    assert_eq!(world.hub.counters().strangers_dropped, 400 - 256);
+    let [_, _, strangers, indices, _] = world.hub.tables();
+    assert_eq!((strangers, indices), (256, 256));
+    // Whoever is admitted is no stranger and stays.
+    let Some(Event::Connected { session, .. }) = events
+        .iter()
+        .rfind(|e| matches!(e, Event::Connected { .. }))
+    else {
+        panic!("nobody came");
+    };
+    world.hub.admit(*session);
+    for number in 400..800 {
+        Caller::new(&world, number).talk(&mut world);
+        world.now += Duration::from_millis(20);
+        while world.hub.poll_event().is_some() {}
+    }
+    assert!(world.hub.stats(*session).is_some());
+    assert_eq!(world.hub.tables()[2], 256);
+}
+
+/// A datagram's inside with one KCP packet.
+fn kcp(generation: u32, channel: u32, segments: &[(u8, u32, u32, &[u8])]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    for (cmd, sn, una, data) in segments {
+        packet.extend_from_slice(&(generation << 2 | channel).to_le_bytes());
+        packet.extend_from_slice(&[*cmd, 0, 0xff, 0xff]);
+        for word in [0, *sn, *una, data.len() as u32] {
+            packet.extend_from_slice(&word.to_le_bytes());
+        }
+        packet.extend_from_slice(data);
+    }
+    let mut plain = generation.to_be_bytes().to_vec();
+    plain.extend_from_slice(&[0; 4]);
+    plain.push(1);
+    plain.extend_from_slice(&(packet.len() as u16).to_be_bytes());
+    plain.extend_from_slice(&packet);
+    plain
+}
+
+/// Two devices; the first one lies with `lie(n)` two thousand times while the second one works, to whom
+/// nothing may happen.
+fn lies_beside_an_honest_device(lie: impl Fn(u32) -> Vec<u8>) -> (World, Traffic) {
+    let mut world = World::new(1);
+    world.add_edge(Line::default(), Line::default(), Cipher::AesGcm);
+    world.add_edge(Line::default(), Line::default(), Cipher::AesGcm);
+    let mut honest = Traffic::new(vec![
+        Flow::up(Channel::Bulk, 400),
+        Flow::down(Channel::Control, 100),
+    ]);
+    honest.edge = 1;
+    while honest.others.is_empty() {
+        honest.run(&mut world, Duration::from_millis(10));
+    }
+    // What the hub answers would seem absurd to the code that the liar is made of.
+    world.cut_down(0, 3600 * SECOND);
+    for round in 0..100 {
+        for n in 0..20 {
+            let bytes = world.edges[0].endpoint.seal_anything(&lie(round * 20 + n));
+            let from = world.edges[0].address;
+            world.inject(from, HUB_ADDRESS, bytes);
+        }
+        honest.run(&mut world, Duration::from_millis(5));
+    }
+    assert!(
+        honest.run(&mut world, 60 * SECOND),
+        "the honest one goes on"
+    );
+    assert!(honest.closes.is_empty(), "{:?}", honest.closes);
+    assert_eq!(honest.resets, 0);
+    (world, honest)
+}
+
+#[test]
+fn packets_that_fit_no_window_are_dropped_and_harm_nobody() {
+    let data = [7; 1_000];
+    // Beyond the window, just inside but never the first, and of the far past.
+    let (world, honest) = lies_beside_an_honest_device(|n| {
+        let sn = match n % 3 {
+            0 => 1_000_000 + n,
+            1 => 1 + n,
+            _ => u32::MAX - n,
+        };
+        kcp(0, n % 3, &[(81, sn, 0, &data)])
+    });
+    assert_eq!(honest.others_closed, []);
+    let [half_open, answers, _, _, events] = world.hub.tables();
+    assert!(half_open <= 256 && answers <= 256 && events < 10_000);
+}
+
+#[test]
+fn acknowledgements_of_what_never_was_end_the_liars_session_only() {
+    for lie in [
+        kcp(0, 1, &[(82, 5_000, 0, &[])]),
+        kcp(0, 1, &[(82, 0, 77, &[])]),
+        kcp(0, 2, &[(85, 0, 0, &[])]),
+    ] {
+        let (_, honest) = lies_beside_an_honest_device(|_| lie.clone());
+        assert_eq!(honest.others_closed[..1], [CloseReason::Violation]);
+    }
+}
+
+#[test]
+fn channels_renewed_without_end_are_a_violation() {
+    let (_, honest) = lies_beside_an_honest_device(|n| {
+        let mut plain = (n + 1).to_be_bytes().to_vec();
+        plain.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0]);
+        plain
+    });
+    assert_eq!(honest.others_closed[..1], [CloseReason::Violation]);
+}
+
+#[test]
+fn the_last_generation_of_all_harms_only_who_names_it() {
+    let (_, honest) = lies_beside_an_honest_device(|_| {
+        let mut plain = u32::MAX.to_be_bytes().to_vec();
+        plain.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0]);
+        plain
+    });
+    assert_eq!(
+        honest.others.len(),
+        1,
+        "its session stays, in that generation"
+    );
+}
+
+#[test]
+fn a_thousand_pings_a_datagram_are_answered_once() {
+    let mut plain = vec![0; 8];
+    plain.extend_from_slice(&[0; 3 * 350]);
+    let (world, _) = lies_beside_an_honest_device(|_| plain.clone());
+    let counters = world.hub.counters();
+    assert!(
+        counters.bytes_sent < counters.bytes_received,
+        "{counters:?}"
+    );
+}
+
+/// Somebody on the line who sees, drops, changes, repeats and invents datagrams at random can slow two honest
+/// ends down, and nothing else: all arrives, and nobody's session ends.
+#[test]
+fn a_random_attacker_on_the_line_only_costs_time() {
+    for seed in 0..24 {
+        let mut world = World::new(seed);
+        let line = Line {
+            jitter: Duration::from_millis(seed % 4 * 5),
+            ..Line::default()
+        };
+        world.add_edge(line.clone(), line, Cipher::AesGcm);
+        world.attack(Attacker {
+            drop: 0.02 * (seed % 5) as f64,
+            change: 0.02 * (seed % 3) as f64,
+            replay: 0.3,
+            invent: 0.3,
+        });
+        let mut traffic = Traffic::new(vec![
+            Flow::up(Channel::Bulk, 300),
+            Flow::up(Channel::Live, 100),
+            Flow::up(Channel::Control, 30),
+            Flow::down(Channel::Control, 100),
+        ]);
+        let limit = world.now + 600 * SECOND;
+        while !traffic.is_done() {
+            assert!(world.now < limit, "seed {seed}: it does not all arrive");
+            traffic.run(&mut world, SECOND / 10);
+            let [half_open, answers, strangers, indices, _] = world.hub.tables();
+            assert!(
+                half_open <= 256 && answers <= 256 && strangers <= 256,
+                "seed {seed}"
+            );
+            assert!(indices <= 512, "seed {seed}");
+        }
+        assert!(
+            traffic.closes.is_empty(),
+            "seed {seed}: {:?}",
+            traffic.closes
+        );
+        assert!(world.wrongs() > 100, "seed {seed}: {}", world.wrongs());
+        let counters = world.hub.counters();
+        assert!(counters.dropped() > 0, "seed {seed}: {counters:?}");
+    }
 }

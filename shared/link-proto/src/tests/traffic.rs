@@ -43,6 +43,9 @@ impl Flow {
 pub(super) struct Traffic {
     pub(super) flows: Vec<Flow>,
     pub(super) edge: usize,
+    /// The hub's sessions with other edges: admitted, and how they ended.
+    pub(super) others: Vec<SessionId>,
+    pub(super) others_closed: Vec<crate::CloseReason>,
     edge_session: Option<SessionId>,
     hub_session: Option<SessionId>,
     /// Both ends are in the same generation of the same session, and senders know what was received.
@@ -59,6 +62,8 @@ impl Traffic {
         Self {
             flows,
             edge: 0,
+            others: Vec::new(),
+            others_closed: Vec::new(),
             edge_session: None,
             hub_session: None,
             agreed: None,
@@ -103,6 +108,9 @@ impl Traffic {
     }
 
     pub(super) fn on_event(&mut self, world: &mut World, who: Who, event: Event) {
+        if self.is_of_another(world, who, &event) {
+            return;
+        }
         match event {
             Event::Connected { session, .. } => {
                 match who {
@@ -149,6 +157,33 @@ impl Traffic {
             Event::Writable { .. } | Event::Silent { .. } | Event::Unanswered { .. } => {}
         }
         self.agree(world);
+    }
+
+    fn is_of_another(&mut self, world: &mut World, who: Who, event: &Event) -> bool {
+        if let Who::Edge(place) = who {
+            return place != self.edge;
+        }
+        match event {
+            Event::Connected { session, peer, .. } => {
+                let mut edges = world.edges.iter().enumerate();
+                let other = edges.any(|(at, edge)| at != self.edge && edge.address == *peer);
+                if other {
+                    self.others.push(*session);
+                    world.hub.admit(*session);
+                }
+                other
+            }
+            Event::Closed { session, reason } if self.others.contains(session) => {
+                self.others_closed.push(*reason);
+                true
+            }
+            Event::Message { session, .. }
+            | Event::Silent { session }
+            | Event::PeerMoved { session, .. }
+            | Event::Writable { session, .. }
+            | Event::ChannelsReset { session } => self.others.contains(session),
+            _ => false,
+        }
     }
 
     /// What replication does with offsets: once both ends are in a new generation, senders go on from what

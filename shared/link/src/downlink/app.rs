@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DownlinkStatus,
     admission::{self, Question, Verdict, disabled},
+    flood::{FloodWatch, News},
     session::{Left, Session, State, welcome},
     worker::{Done, Work, Worker},
 };
-use crate::{Counters, LinkError, driver::Application, wall_now};
+use crate::{Counters, LinkError, driver::Application, throttle::Throttle, wall_now};
 
 /// Devices are looked at again this often, so a change acts within 2 s; numbers are told as often.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,15 +44,24 @@ pub(super) struct Downlink {
     /// Sessions with answers to send, and refused ones to close.
     busy: BTreeSet<SessionId>,
     /// Threads of devices whose session has ended.
-    retired: BTreeMap<DeviceName, JoinHandle<()>>,
+    retired: BTreeMap<DeviceName, Retired>,
     questions: mpsc::Sender<Question>,
     admission: JoinHandle<()>,
     inputs: mpsc::Receiver<Input>,
     input: mpsc::Sender<Input>,
     check_at: Instant,
     segments_stored: u64,
+    floods: FloodWatch,
+    /// Of lines that strangers can cause.
+    complaints: Throttle,
     stop_at: Option<Instant>,
     ended: bool,
+}
+
+struct Retired {
+    thread: JoinHandle<()>,
+    /// It does not itself wait for one before it: at most two of a device are there at a time.
+    began: bool,
 }
 
 pub(super) enum Input {
@@ -97,6 +107,8 @@ impl Downlink {
             input,
             check_at: now,
             segments_stored: 0,
+            floods: FloodWatch::default(),
+            complaints: Throttle::new(),
             stop_at: None,
             ended: false,
         })
@@ -120,7 +132,7 @@ impl Downlink {
                 _ => None,
             });
         let threads: Vec<_> = members
-            .chain(retired.into_values())
+            .chain(retired.into_values().map(|retired| retired.thread))
             .chain([admission])
             .collect();
         tokio::task::spawn_blocking(move || {
@@ -152,11 +164,16 @@ impl Downlink {
         let key = session.peer_key;
         let question = match &mut session.state {
             State::Member { worker, .. } => {
+                let bytes = message.len();
                 worker.give(Work::Message {
                     generation: session.generation,
                     channel,
                     message,
                 });
+                if !session.hand(bytes) {
+                    tracing::warn!(session = %id, peer = %session.peer, "closed: the disk is behind with what came before the channels were renewed");
+                    self.close(now, endpoint, id, Bye::Shutdown);
+                }
                 return;
             }
             State::Leaving { .. } | State::Enrolled { .. } => return,
@@ -193,7 +210,9 @@ impl Downlink {
         };
         if self.questions.try_send(question).is_err() {
             // Too many at once, or the thread is gone: the device comes back by itself.
-            tracing::warn!(session = %id, "too many devices at once");
+            if let Some(left_out) = self.complaints.allows(now) {
+                tracing::warn!(session = %id, left_out, "too many devices at once");
+            }
             self.close(now, endpoint, id, Bye::Shutdown);
         }
     }
@@ -255,7 +274,14 @@ impl Downlink {
         if let Some(older) = older {
             self.close(now, endpoint, older, Bye::Refused);
         }
-        let before = self.retired.remove(&device);
+        let before = match self.retired.remove(&device) {
+            Some(retired) if !retired.began && !retired.thread.is_finished() => {
+                tracing::debug!(%device, "sent away: two of its former sessions still write");
+                self.retired.insert(device, retired);
+                return self.close(now, endpoint, id, Bye::Shutdown);
+            }
+            before => before.map(|retired| retired.thread),
+        };
         let started = Worker::start(
             self.store.clone(),
             id,
@@ -299,7 +325,7 @@ impl Downlink {
                     ));
                 }
                 Some(known) if !known.enabled => gone.push((*id, disabled(device))),
-                Some(_) => worker.give(Work::CheckOwner),
+                Some(_) => worker.check_owner(),
                 None => gone.push((*id, format!("device {device} was removed at the hub"))),
             }
         }
@@ -322,10 +348,14 @@ impl Downlink {
                 };
                 let stored = |answer: &&ToEdge| matches!(answer, ToEdge::Stored { .. });
                 self.segments_stored += answers.iter().filter(stored).count() as u64;
+                session.dealt(bytes);
                 if generation != session.generation {
                     return;
                 }
                 session.answers.extend(answers);
+                if session.takes_no_answers() {
+                    return self.violation(now, endpoint, id, "it takes no answers");
+                }
                 session.owed.push((channel, bytes));
                 self.busy.insert(id);
             }
@@ -353,15 +383,19 @@ impl Downlink {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
-        tracing::warn!(peer = %session.peer, %reason, "device refused");
+        if let Some(left_out) = self.complaints.allows(now) {
+            tracing::warn!(peer = %session.peer, %reason, left_out, "device refused");
+        }
         let state = session.leave(now);
         self.retire(state);
         self.answer(id, ToEdge::Refused { reason });
     }
 
     fn violation(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId, what: &str) {
-        if let Some(session) = self.sessions.get(&id) {
-            tracing::warn!(peer = %session.peer, what, "a device broke the protocol");
+        if let Some(session) = self.sessions.get(&id)
+            && let Some(left_out) = self.complaints.allows(now)
+        {
+            tracing::warn!(peer = %session.peer, what, left_out, "a device broke the protocol");
         }
         self.close(now, endpoint, id, Bye::Violation);
     }
@@ -381,7 +415,9 @@ impl Downlink {
     fn retire(&mut self, state: State) {
         if let State::Member { device, worker } = state {
             tracing::info!(%device, "device gone");
-            self.retired.insert(device, worker.stop());
+            let began = worker.has_begun();
+            let thread = worker.stop();
+            self.retired.insert(device, Retired { thread, began });
         }
     }
 
@@ -428,7 +464,8 @@ impl Downlink {
             return;
         }
         self.check_at = now + CHECK_INTERVAL;
-        self.retired.retain(|_, thread| !thread.is_finished());
+        self.retired
+            .retain(|_, retired| !retired.thread.is_finished());
         let mut slow = Vec::new();
         let mut seen = Vec::new();
         let mut members = false;
@@ -454,6 +491,31 @@ impl Downlink {
             let _ = self.questions.try_send(Question::Devices);
         }
         self.publish(endpoint);
+        self.watch_for_floods(now, endpoint);
+    }
+
+    fn watch_for_floods(&mut self, now: Instant, endpoint: &HubEndpoint) {
+        let dropped = Counters::of(endpoint.counters()).dropped;
+        match self.floods.look(now, dropped) {
+            Some(News::Began {
+                per_second,
+                dropped,
+            }) => {
+                tracing::warn!(
+                    per_second,
+                    ?dropped,
+                    "a flood of datagrams that are dropped"
+                );
+            }
+            Some(News::Ended {
+                lasted,
+                peak_per_second,
+                dropped,
+            }) => {
+                tracing::info!(?lasted, peak_per_second, ?dropped, "the flood is over");
+            }
+            None => {}
+        }
     }
 
     fn publish(&self, endpoint: &HubEndpoint) {
@@ -531,11 +593,14 @@ impl Application<HubEndpoint> for Downlink {
                 }
             }
             Event::PeerMoved { session, from, to } => {
-                tracing::info!(%session, %from, %to, "a device has another address");
-                if let Some(session) = self.sessions.get_mut(&session) {
-                    session.peer = to;
+                let tell = self
+                    .sessions
+                    .get_mut(&session)
+                    .is_some_and(|session| session.moved(now, to));
+                if tell {
+                    tracing::info!(%session, %from, %to, "a device has another address");
+                    self.seen(now, session);
                 }
-                self.seen(now, session);
             }
             Event::Closed { session, reason } => {
                 tracing::debug!(%session, ?reason, "session closed");

@@ -2,18 +2,20 @@
 
 mod admission;
 mod app;
+mod flood;
 mod session;
 mod worker;
 
 use std::{
     net::SocketAddr,
+    thread,
     time::{Duration, Instant},
 };
 
 use link_proto::{HubConfig, HubEndpoint};
 use model::{DeviceName, WallTime};
 use store::Store;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Counters, KeyPair, LinkError, driver, keys::random_bytes, socket::UdpSocket};
@@ -50,7 +52,36 @@ pub struct DownlinkStatus {
 
 /// One UDP socket, many sessions; devices and tokens come from the store. Acts on a changed device within
 /// 2 s. Returns after `shutdown`, having said `Bye`.
+///
+/// The socket has a thread of its own: neither viewers nor disks keep it from draining what comes, and a flood
+/// there takes no turn of theirs.
 pub async fn run(
+    config: DownlinkConfig,
+    store: Store,
+    status: watch::Sender<DownlinkStatus>,
+    shutdown: CancellationToken,
+) -> Result<(), LinkError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(LinkError::io("failed to start the link's runtime"))?;
+    // Dropping this future ends the thread.
+    let cut = CancellationToken::new();
+    let _cut_at_end = cut.clone().drop_guard();
+    let (result, ended) = oneshot::channel();
+    thread::Builder::new()
+        .name("link".to_owned())
+        .spawn(move || {
+            let ran =
+                runtime.block_on(cut.run_until_cancelled(drive(config, store, status, shutdown)));
+            // Nobody waits for it any more where it was cut.
+            let _ = result.send(ran.unwrap_or(Ok(())));
+        })
+        .map_err(LinkError::io("failed to start the link's thread"))?;
+    ended.await.unwrap_or(Err(LinkError::LinkThread))
+}
+
+async fn drive(
     config: DownlinkConfig,
     store: Store,
     status: watch::Sender<DownlinkStatus>,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use link_proto::{Channel, Endpoint, HubEndpoint, SessionId, messages::ToEdge};
+use link_proto::{Channel, Endpoint, HubEndpoint, MAX_CREDIT_BYTES, SessionId, messages::ToEdge};
 use model::{DeviceName, SegmentNumber, StreamName, WallTime};
 
 use super::{SessionStatus, worker::Worker};
@@ -19,6 +19,16 @@ const STRANGER_TIME: Duration = Duration::from_secs(20);
 const REFUSAL_TIME: Duration = Duration::from_secs(2);
 /// Answers that wait for a session's control channel from which on its messages are not paid back.
 const MAX_ANSWERS: usize = 256;
+
+/// Answers that wait for a peer that takes none: from here on it is at fault. An honest one has some hundreds.
+const MAX_ANSWERS_HELD: usize = 4_096;
+/// Bytes of messages that a session's thread has not dealt with. Credit bounds them to one set of windows; a
+/// renewal of the channels gives new credit, so two sets may be there, and no more.
+const MAX_IN_HAND_BYTES: usize = 2 * MAX_CREDIT_BYTES;
+/// What a message costs beside its bytes, as the link's credit counts it.
+const MESSAGE_OVERHEAD: usize = 64;
+/// A change of address is logged and written down this often at most.
+const MOVE_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(super) struct Session {
     pub(super) peer_key: [u8; 32],
@@ -33,6 +43,8 @@ pub(super) struct Session {
     pub(super) answers: VecDeque<ToEdge>,
     /// Messages dealt with whose credit is given once the answers are on their way.
     pub(super) owed: Vec<(Channel, usize)>,
+    in_hand_bytes: usize,
+    moved_at: Option<Instant>,
 }
 
 pub(super) enum State {
@@ -75,7 +87,34 @@ impl Session {
             },
             answers: VecDeque::new(),
             owed: Vec::new(),
+            in_hand_bytes: 0,
+            moved_at: None,
         }
+    }
+
+    /// Its thread has got a message; false: it has too much in hand.
+    pub(super) fn hand(&mut self, bytes: usize) -> bool {
+        self.in_hand_bytes += bytes + MESSAGE_OVERHEAD;
+        self.in_hand_bytes <= MAX_IN_HAND_BYTES
+    }
+
+    /// Its thread has dealt with a message.
+    pub(super) fn dealt(&mut self, bytes: usize) {
+        self.in_hand_bytes = self.in_hand_bytes.saturating_sub(bytes + MESSAGE_OVERHEAD);
+    }
+
+    pub(super) fn takes_no_answers(&self) -> bool {
+        self.answers.len() > MAX_ANSWERS_HELD
+    }
+
+    /// Its peer has another address; whether to tell of it.
+    pub(super) fn moved(&mut self, now: Instant, to: SocketAddr) -> bool {
+        self.peer = to;
+        let told = self.moved_at.is_some_and(|at| now < at + MOVE_INTERVAL);
+        if !told {
+            self.moved_at = Some(now);
+        }
+        !told
     }
 
     /// Its token is good; it has to confirm within some time.

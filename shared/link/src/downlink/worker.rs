@@ -65,6 +65,8 @@ pub(super) enum Done {
 pub(super) struct Worker {
     work: mpsc::UnboundedSender<Work>,
     stop: Arc<AtomicBool>,
+    began: Arc<AtomicBool>,
+    check_waits: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -80,6 +82,9 @@ impl Worker {
         let (work, mut to_do) = mpsc::unbounded_channel();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let began = Arc::new(AtomicBool::new(before.is_none()));
+        let check_waits = Arc::new(AtomicBool::new(false));
+        let (begins, check_taken) = (Arc::clone(&began), Arc::clone(&check_waits));
         let thread = thread::Builder::new()
             .name(format!("downlink-{device}"))
             .spawn(move || {
@@ -87,10 +92,14 @@ impl Worker {
                     // One that panicked has let go too.
                     let _ = before.join();
                 }
+                begins.store(true, Ordering::Relaxed);
                 let mut desk = Desk::new(store, session, device);
                 while let Some(work) = to_do.blocking_recv() {
                     if stopped.load(Ordering::Relaxed) {
                         return;
+                    }
+                    if matches!(work, Work::CheckOwner) {
+                        check_taken.store(false, Ordering::Relaxed);
                     }
                     let (said, goes_on) = desk.take(work);
                     if said.is_some_and(|said| done.blocking_send(said.into()).is_err()) || !goes_on
@@ -99,12 +108,30 @@ impl Worker {
                     }
                 }
             })?;
-        Ok(Self { work, stop, thread })
+        Ok(Self {
+            work,
+            stop,
+            began,
+            check_waits,
+            thread,
+        })
     }
 
     /// One more thing to do. After a failure the thread is gone and nothing is done.
     pub(super) fn give(&self, work: Work) {
         let _ = self.work.send(work);
+    }
+
+    /// [`Work::CheckOwner`], of which one waits at most.
+    pub(super) fn check_owner(&self) {
+        if !self.check_waits.swap(true, Ordering::Relaxed) {
+            self.give(Work::CheckOwner);
+        }
+    }
+
+    /// It does not wait for the thread before it any more.
+    pub(super) fn has_begun(&self) -> bool {
+        self.began.load(Ordering::Relaxed)
     }
 
     /// It ends after what it does just now; what waits is dropped, for the edge to ship again.
