@@ -19,6 +19,7 @@ mod recover;
 mod replication;
 mod retention;
 mod store;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -32,6 +33,7 @@ pub use error::StoreError;
 pub use recording::MAX_RECORDING_SEGMENTS;
 pub use retention::RetentionLimits;
 pub use store::Store;
+pub use taken::{FileId, MAX_TAKEN, OnHub, Progress, Taken, TakenState};
 pub use writer::SegmentWriter;
 
 /// How a store behaves.

@@ -7,3 +7,27 @@ ALTER TABLE segment ADD COLUMN checked_ms INTEGER NOT NULL DEFAULT 0;  -- when i
 -- Edge, live sources: where it began on the clock that no step moves, so that its wall time can be corrected.
 ALTER TABLE segment ADD COLUMN boot INTEGER;                           -- which boot of this machine; NULL: not ours to correct
 ALTER TABLE segment ADD COLUMN boot_ms INTEGER;                        -- milliseconds since that boot
+
+-- Edge: `run` records it, and ends it when its configuration drops it.
+ALTER TABLE stream ADD COLUMN recorded INTEGER NOT NULL DEFAULT 0;
+
+-- Edge: files of watched folders, and how far each is in the store. By the stream's name: a file may be
+-- refused before its stream has a row.
+CREATE TABLE taken (
+    stream      TEXT NOT NULL,
+    name        BLOB NOT NULL,                 -- in its folder
+    size        INTEGER NOT NULL,
+    mtime_ns    INTEGER NOT NULL,
+    fingerprint BLOB NOT NULL,                 -- of its first and last bytes
+    target_ms   INTEGER NOT NULL,              -- the target duration it is cut with
+    state       INTEGER NOT NULL,              -- 0 being taken, 1 interrupted, 2 taken whole, 3 refused
+    segments    INTEGER NOT NULL DEFAULT 0,    -- of its segments, so many are here whole
+    bytes       INTEGER NOT NULL DEFAULT 0,    -- and so much of the next one, under a number of its own
+    run         INTEGER,                       -- of the last of them
+    first       INTEGER,                       -- lowest and highest number
+    last        INTEGER,
+    void        INTEGER NOT NULL DEFAULT 0,    -- numbers between that hold nothing of it
+    reason      TEXT,                          -- why it was refused
+    PRIMARY KEY (stream, name)
+) WITHOUT ROWID;
+CREATE INDEX taken_now ON taken (stream) WHERE state = 0;

@@ -5,6 +5,7 @@ mod devices;
 mod lists;
 mod model_based;
 mod replication;
+mod taken;
 mod upkeep;
 
 use std::path::Path;
