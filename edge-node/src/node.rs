@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Settings,
     identity::{self, Identity},
+    inputs::Inputs,
     metrics,
     numbers::Numbers,
     status,
@@ -105,6 +106,7 @@ impl Node {
         identity: Identity,
         holder: &'static str,
         http: Option<SocketAddr>,
+        inputs: Inputs,
     ) -> Result<Self> {
         let store = {
             let settings = settings.clone();
@@ -123,10 +125,10 @@ impl Node {
                 .await
                 .with_context(|| format!("failed to listen on {address} (--http)"))?;
             let at = listener.local_addr()?;
-            let app = Arc::new(app(&store, &link, &identity, settings));
+            let app = Arc::new(app(&store, &link, &identity, settings, &inputs));
             let mut router = serve::public_router(app.clone());
             if at.ip().is_loopback() {
-                let registry = Arc::new(metrics::registry(store.clone(), link.clone()));
+                let registry = Arc::new(metrics::registry(store.clone(), link.clone(), inputs));
                 let metrics = serve::admin_router(app, registry);
                 router = router.route("/metrics", any_service(metrics));
             }
@@ -186,8 +188,9 @@ fn app(
     link: &watch::Receiver<UplinkStatus>,
     identity: &Identity,
     settings: &Settings,
+    inputs: &Inputs,
 ) -> App {
-    let link = link.clone();
+    let (link, inputs) = (link.clone(), inputs.clone());
     let about = status::About {
         device: identity.device.clone(),
         hub_address: identity.hub_address.clone(),
@@ -198,7 +201,7 @@ fn app(
         role: Role::Edge,
         // A link that is down is no reason to take the local page away.
         ready: Arc::new(|| Ok(())),
-        status: Arc::new(move || status::json(&about, &link.borrow())),
+        status: Arc::new(move || status::json(&about, &link.borrow(), &inputs)),
     }
 }
 

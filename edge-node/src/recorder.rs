@@ -13,11 +13,12 @@ use model::{
     MAX_SEGMENT_BYTES, MediaDuration, MediaTime, RunInfo, SegmentNumber, StreamName, WallTime,
 };
 use program::clock::wall_now;
-use store::{OpenSegment, SegmentWriter, Store, StoreError};
+use store::{OpenSegment, Progress, SegmentWriter, Store, StoreError};
 
 use crate::{
     config::DEFAULT_TARGET,
     numbers::{Numbers, NumbersError},
+    resume::{Passed, Resume},
 };
 
 /// Where the wall time of the next run comes from.
@@ -38,6 +39,8 @@ pub(crate) struct RecorderConfig {
     pub(crate) target_duration: Duration,
     /// The longest distance between key frames of what will come, where an index tells it.
     pub(crate) longest_key_distance: Option<MediaDuration>,
+    /// `run` records it: it is ended when its configuration drops it.
+    pub(crate) by_run: bool,
 }
 
 impl RecorderConfig {
@@ -46,6 +49,7 @@ impl RecorderConfig {
             stream,
             target_duration: DEFAULT_TARGET,
             longest_key_distance: None,
+            by_run: false,
         }
     }
 }
@@ -73,6 +77,9 @@ pub(crate) struct Recorder {
     next_wall: WallClock,
     newest_dts: Option<MediaTime>,
     state: State,
+    /// What of the source is in the store already, until that is passed.
+    resume: Option<Resume>,
+    by_run: bool,
     last_end: Option<WallTime>,
     last_number: Option<SegmentNumber>,
     closed: u64,
@@ -86,6 +93,8 @@ enum State {
     /// A run is announced and gets its number with its first segment.
     NewRun(RunFormat),
     Between(Run),
+    /// Within a segment that is in the store already, at least its beginning.
+    Passing(Run, Passed),
     Open(Run, Box<Segment>),
 }
 
@@ -99,12 +108,16 @@ struct Run {
 struct Segment {
     writer: SegmentWriter,
     wall_start: WallTime,
+    /// Of its parts so far.
+    duration: MediaDuration,
+    /// What of it is in the store under another number.
+    before: MediaDuration,
 }
 
 impl Recorder {
     /// A recorder for a stream; nothing is written before the first segment.
     pub(crate) fn new(config: RecorderConfig, store: Store, numbers: Numbers) -> Result<Self> {
-        let RecorderConfig { stream, .. } = config;
+        let RecorderConfig { stream, by_run, .. } = config;
         // TARGETDURATION never changes in the life of a live list (invariant 4); behind an ended one a new
         // list begins, which chooses its own.
         let list_target_s = match store.live_playlist(&stream) {
@@ -135,11 +148,26 @@ impl Recorder {
             next_wall: WallClock::Arrival,
             newest_dts: None,
             state: State::Idle,
+            resume: None,
+            by_run,
             last_end: None,
             last_number: None,
             closed: 0,
             closed_bytes: 0,
         })
+    }
+
+    /// A recorder for a source that is cut anew from its beginning, of which `progress` is in the store
+    /// already: that is passed over, and what follows goes on in the same run.
+    pub(crate) fn resume(
+        config: RecorderConfig,
+        store: Store,
+        numbers: Numbers,
+        progress: Progress,
+    ) -> Result<Self> {
+        let mut recorder = Self::new(config, store, numbers)?;
+        recorder.resume = Resume::behind(progress);
+        Ok(recorder)
     }
 
     /// A source begins: the wall clock of its first run, if it begins one.
@@ -179,6 +207,27 @@ impl Recorder {
         Ok(())
     }
 
+    /// Stops within the source, which goes on later behind what is here: closes what is open as it is.
+    pub(crate) fn pause(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Open(_, segment) if segment.duration > MediaDuration::ZERO => {
+                let Segment {
+                    writer, duration, ..
+                } = *segment;
+                writer.close_early(duration)?;
+            }
+            // One without a part is closed as empty by whoever opens the next.
+            _ => {}
+        }
+        self.numbers.give_back(&self.stream)?;
+        Ok(())
+    }
+
+    /// Whether a segment is open.
+    pub(crate) fn is_recording(&self) -> bool {
+        matches!(self.state, State::Open(..))
+    }
+
     /// Segments closed.
     pub(crate) fn closed(&self) -> u64 {
         self.closed
@@ -195,6 +244,10 @@ impl Recorder {
 
     fn carry_out(&mut self, cut: Cut) -> Result<()> {
         let state = std::mem::replace(&mut self.state, State::Idle);
+        if let Some(resume) = self.resume {
+            self.state = self.pass(resume, cut, state)?;
+            return Ok(());
+        }
         self.state = match (cut, state) {
             (Cut::Run(format), _) => State::NewRun(format),
             (
@@ -228,9 +281,11 @@ impl Recorder {
                 }
                 segment.writer.append(&bytes)?;
                 segment.writer.finish_part(duration, independent)?;
+                segment.duration = segment.duration + duration;
                 State::Open(run, segment)
             }
             (Cut::Close { duration }, State::Open(run, segment)) => {
+                let duration = duration - segment.before;
                 let info = segment.writer.close(duration, None)?;
                 self.last_end = Some(segment.wall_start.plus(duration));
                 self.last_number = Some(info.number);
@@ -250,17 +305,11 @@ impl Recorder {
         media_start: MediaTime,
         independent: bool,
     ) -> Result<State> {
-        let wall_start = match std::mem::replace(&mut self.next_wall, WallClock::GoesOn) {
-            WallClock::At(time) => time,
-            WallClock::GoesOn => self.last_end.unwrap_or_else(wall_now),
-            WallClock::Arrival => {
-                self.next_wall = WallClock::Arrival;
-                // What comes now is the newest; the run began this much of media before it.
-                let since = self.newest_dts.map(|dts| dts - media_start);
-                wall_now().minus(since.unwrap_or_default().max(MediaDuration::ZERO))
-            }
-        };
+        let wall_start = self.wall_of_run(media_start);
         self.store.register_stream(&self.stream, None)?;
+        if self.by_run {
+            self.store.mark_recorded(&self.stream)?;
+        }
         let number = self.numbers.take(&self.stream, self.floor)?;
         let info = RunInfo {
             run: number,
@@ -282,6 +331,71 @@ impl Recorder {
             media_start,
         };
         self.open(run, number, media_start, independent)
+    }
+
+    /// When a run that begins here begins on the wall clock.
+    fn wall_of_run(&mut self, media_start: MediaTime) -> WallTime {
+        match std::mem::replace(&mut self.next_wall, WallClock::GoesOn) {
+            WallClock::At(time) => time,
+            WallClock::GoesOn => self.last_end.unwrap_or_else(wall_now),
+            WallClock::Arrival => {
+                self.next_wall = WallClock::Arrival;
+                // What comes now is the newest; the run began this much of media before it.
+                let since = self.newest_dts.map(|dts| dts - media_start);
+                wall_now().minus(since.unwrap_or_default().max(MediaDuration::ZERO))
+            }
+        }
+    }
+
+    /// Carries out a cut of what is in the store already, up to where that ends.
+    fn pass(&mut self, resume: Resume, cut: Cut, state: State) -> Result<State> {
+        Ok(match (cut, state) {
+            (Cut::Run(format), _) => State::NewRun(format),
+            (Cut::Open { media_start, .. }, State::NewRun(_)) => {
+                let run = Run {
+                    number: resume.run(),
+                    wall_start: self.wall_of_run(media_start),
+                    media_start,
+                };
+                State::Passing(run, Passed::at(media_start))
+            }
+            (Cut::Open { media_start, .. }, State::Between(run)) => {
+                State::Passing(run, Passed::at(media_start))
+            }
+            (
+                Cut::Part {
+                    bytes,
+                    duration,
+                    independent,
+                },
+                State::Passing(run, mut passed),
+            ) => {
+                if resume.has(&mut passed, bytes.len() as u64, duration) {
+                    State::Passing(run, passed)
+                } else {
+                    // From here on it is new.
+                    self.resume = None;
+                    let number = self.numbers.take(&self.stream, self.floor)?;
+                    self.state = self.open(run, number, passed.at, independent)?;
+                    if let State::Open(_, segment) = &mut self.state {
+                        segment.before = passed.at - passed.start;
+                    }
+                    self.carry_out(Cut::Part {
+                        bytes,
+                        duration,
+                        independent,
+                    })?;
+                    std::mem::replace(&mut self.state, State::Idle)
+                }
+            }
+            (Cut::Close { duration }, State::Passing(run, passed)) => {
+                let wall = run.wall_start.plus(passed.start - run.media_start);
+                self.last_end = Some(wall.plus(duration));
+                self.resume = resume.passed_one();
+                State::Between(run)
+            }
+            (Cut::Open { .. } | Cut::Part { .. } | Cut::Close { .. }, state) => state,
+        })
     }
 
     fn open(
@@ -309,7 +423,15 @@ impl Recorder {
                 independent,
             },
         )?;
-        Ok(State::Open(run, Box::new(Segment { writer, wall_start })))
+        Ok(State::Open(
+            run,
+            Box::new(Segment {
+                writer,
+                wall_start,
+                duration: MediaDuration::ZERO,
+                before: MediaDuration::ZERO,
+            }),
+        ))
     }
 
     fn wrong(&self, run: Run, what: String) -> RecordError {

@@ -247,9 +247,7 @@ fn whole_bytes(bytes: &[u8]) -> usize {
 /// Where the last part begins: each begins with a program association table.
 fn last_part(bytes: &[u8]) -> usize {
     let (packets, _) = bytes.as_chunks::<TS_PACKET_BYTES>();
-    let begins = |packet: &[u8; TS_PACKET_BYTES]| {
-        matches!(packet, [SYNC_BYTE, flags, 0, ..] if flags & UNIT_START != 0 && flags & 0x1f == 0)
-    };
+    let begins = |packet: &[u8; TS_PACKET_BYTES]| matches!(packet, [SYNC_BYTE, flags, 0, ..] if flags & UNIT_START != 0 && flags & 0x1f == 0);
     packets.iter().rposition(begins).unwrap_or(0) * TS_PACKET_BYTES
 }
 

@@ -29,9 +29,7 @@ pub struct FileId {
 impl FileId {
     /// The same file, whatever its modification time says by now.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.name == other.name
-            && self.size == other.size
-            && self.fingerprint == other.fingerprint
+        self.name == other.name && self.size == other.size && self.fingerprint == other.fingerprint
     }
 }
 
@@ -110,6 +108,13 @@ impl Store {
         self.inner()
             .catalog
             .read(|c| Ok(taken::all(c, stream, MAX_TAKEN)?))
+    }
+
+    /// What is known of a file by its name.
+    pub fn taken_file(&self, stream: &StreamName, name: &[u8]) -> Result<Option<Taken>> {
+        self.inner()
+            .catalog
+            .read(|c| Ok(taken::find(c, stream, name)?))
     }
 
     /// A file is being taken from now on, all others of the stream are not: how it is to be cut and how

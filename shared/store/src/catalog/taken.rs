@@ -9,7 +9,10 @@ use crate::taken::{FileId, Progress, Taken, TakenState};
 const COLUMNS: &str = "name, size, mtime_ns, fingerprint, target_ms, state, segments, bytes, run, first, last, void, reason";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<Taken> {
-    let unsigned = |column| row.get::<_, i64>(column).map(|n| u64::try_from(n).unwrap_or(0));
+    let unsigned = |column| {
+        row.get::<_, i64>(column)
+            .map(|n| u64::try_from(n).unwrap_or(0))
+    };
     let fingerprint: Vec<u8> = row.get(3)?;
     let number = |column| {
         row.get::<_, Option<i64>>(column)

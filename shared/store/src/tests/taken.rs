@@ -32,8 +32,14 @@ fn part(fill: u8) -> Vec<u8> {
 #[test]
 fn progress_is_in_the_commit_of_each_segment() {
     let mut site = Site::edge();
-    let begun = site.store().begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
-    assert_eq!((begun.state, begun.progress), (TakenState::UnderWay, Progress::default()));
+    let begun = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
+    assert_eq!(
+        (begun.state, begun.progress),
+        (TakenState::UnderWay, Progress::default())
+    );
     put(site.store(), 1, 1);
     put(site.store(), 2, 1);
     // The third is told to stop early, after a part.
@@ -42,15 +48,24 @@ fn progress_is_in_the_commit_of_each_segment() {
     third.finish_part(TWO_SECONDS, true).unwrap();
     third.close_early(TWO_SECONDS).unwrap();
     site.restart();
-    let again = site.store().begin_taken(&gate(), &file("a", 1), 9_999).unwrap();
+    let again = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 9_999)
+        .unwrap();
     assert_eq!(again.progress, progress(2, 564, 1));
     assert_eq!(again.target_ms, 2_000, "it is cut as it was begun");
     put(site.store(), 4, 1);
-    let again = site.store().begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
+    let again = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
     assert_eq!(again.progress, progress(3, 0, 1));
     assert_eq!((again.first, again.last), (Some(n(1)), Some(n(4))));
     // Another file of that name is taken from its beginning.
-    let other = site.store().begin_taken(&gate(), &file("a", 2), 2_000).unwrap();
+    let other = site
+        .store()
+        .begin_taken(&gate(), &file("a", 2), 2_000)
+        .unwrap();
     assert_eq!((other.progress, other.first), (Progress::default(), None));
 }
 
@@ -62,7 +77,9 @@ fn one_file_at_a_time_counts() {
     put(store, 1, 1);
     store.begin_taken(&gate(), &file("b", 1), 2_000).unwrap();
     put(store, 2, 2);
-    store.set_taken(&gate(), b"b", TakenState::Whole, None).unwrap();
+    store
+        .set_taken(&gate(), b"b", TakenState::Whole, None)
+        .unwrap();
     put(store, 3, 3);
     let counts: Vec<_> = store
         .taken(&gate())
@@ -82,18 +99,26 @@ fn one_file_at_a_time_counts() {
 #[test]
 fn a_kill_leaves_whole_parts_and_what_is_counted_is_what_is_here() {
     let mut site = Site::edge();
-    site.store().begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
+    site.store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
     // Killed before a byte: the number is void.
     drop(site.store().open_segment(&gate(), open(1, 1)).unwrap());
     site.restart();
-    let begun = site.store().begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
+    let begun = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
     assert_eq!((begun.progress, begun.void), (Progress::default(), 1));
     // Killed within the first part: nothing of it is surely whole.
     let mut writer = site.store().open_segment(&gate(), open(2, 1)).unwrap();
     writer.append(&part(1)[..300]).unwrap();
     drop(writer);
     site.restart();
-    let begun = site.store().begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
+    let begun = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
     assert_eq!((begun.progress.bytes, begun.void), (0, 2));
     assert!(site.store().list(&gate(), n(0), 9).unwrap().is_empty());
 }
@@ -109,7 +134,9 @@ fn a_file_may_go_only_when_the_hub_has_all_of_it() {
     drop(store.open_segment(&gate(), open(2, 1)).unwrap());
     store.abandon(&gate(), n(2)).unwrap();
     put(store, 3, 1);
-    store.set_taken(&gate(), b"a", TakenState::Whole, None).unwrap();
+    store
+        .set_taken(&gate(), b"a", TakenState::Whole, None)
+        .unwrap();
     assert_eq!(store.taken_on_hub(&gate(), b"a").unwrap(), OnHub::NotYet(2));
     store.mark_stored(&gate(), n(1)).unwrap();
     assert_eq!(store.taken_on_hub(&gate(), b"a").unwrap(), OnHub::NotYet(1));
@@ -119,7 +146,9 @@ fn a_file_may_go_only_when_the_hub_has_all_of_it() {
     store.begin_taken(&gate(), &file("b", 1), 2_000).unwrap();
     put(store, 4, 1);
     put(store, 5, 1);
-    store.set_taken(&gate(), b"b", TakenState::Whole, None).unwrap();
+    store
+        .set_taken(&gate(), b"b", TakenState::Whole, None)
+        .unwrap();
     store.mark_stored(&gate(), n(5)).unwrap();
     store
         .inner()
@@ -127,7 +156,12 @@ fn a_file_may_go_only_when_the_hub_has_all_of_it() {
         .write(|c| {
             let row = crate::catalog::streams::get(c, &gate())?;
             let reason = model::HoleReason::Evicted;
-            Ok(crate::catalog::segments::bury(c, row.id, &(n(4)..=n(4)), reason)?)
+            Ok(crate::catalog::segments::bury(
+                c,
+                row.id,
+                &(n(4)..=n(4)),
+                reason,
+            )?)
         })
         .unwrap();
     assert_eq!(store.taken_on_hub(&gate(), b"b").unwrap(), OnHub::Lost(1));
