@@ -399,8 +399,8 @@ mod tests {
     fn what_the_kernel_dropped_is_counted_and_the_port_is_free_afterwards() {
         let port = free_port();
         let input = Input::new("gate".parse().unwrap(), String::new());
-        // So slow that its buffer overflows.
-        let mut receiving = Receiving::start(&local(port), 1, input.clone()).unwrap();
+        // Slower than what comes: its buffer overflows.
+        let mut receiving = Receiving::start(&local(port), 2_000_000, input.clone()).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut datagram = vec![0; 7 * 188];
         datagram.iter_mut().step_by(188).for_each(|b| *b = 0x47);
