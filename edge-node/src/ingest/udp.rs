@@ -33,7 +33,7 @@ use super::{
     live::Live,
     udp_address::{Interface, UdpAddress},
 };
-use crate::inputs::{Count, Input};
+use crate::inputs::{Count, Input, InputState};
 
 /// Kernel buffer asked for: four seconds of 8 Mbit/s. The kernel may grant less (`net.core.rmem_max`).
 const BUFFER_BYTES: usize = 4 << 20;
@@ -62,6 +62,8 @@ pub(super) fn read(
     feed: &mut Feed<'_>,
 ) -> Result<u64, Halt> {
     let mut receiving = Receiving::start(address, max_rate, feed.input.clone())?;
+    let why = "nothing has come yet".to_owned();
+    feed.input.set(InputState::Waiting { why });
     let mut live = Live::begin(true, Instant::now(), feed);
     let mut told = Told::default();
     loop {
