@@ -223,11 +223,6 @@ impl Recorder {
         Ok(())
     }
 
-    /// Whether a segment is open.
-    pub(crate) fn is_recording(&self) -> bool {
-        matches!(self.state, State::Open(..))
-    }
-
     /// Segments closed.
     pub(crate) fn closed(&self) -> u64 {
         self.closed
@@ -281,7 +276,7 @@ impl Recorder {
                 }
                 segment.writer.append(&bytes)?;
                 segment.writer.finish_part(duration, independent)?;
-                segment.duration = segment.duration + duration;
+                segment.duration += duration;
                 State::Open(run, segment)
             }
             (Cut::Close { duration }, State::Open(run, segment)) => {

@@ -15,7 +15,8 @@ use crate::inputs::{Count, InputState};
 pub(super) const IDLE_CLOSE: Duration = Duration::from_secs(6);
 /// Silence after which it is said that nothing comes.
 const NO_DATA: Duration = Duration::from_secs(10);
-/// A segment that is open for so long has a clock that hardly moves: it is closed all the same.
+/// When access units come and no segment is closed for so long, the clock hardly moves (or no key frame
+/// comes): what is open, or held back, is closed all the same.
 const MAX_OPEN: Duration = Duration::from_secs(30);
 /// Breaks of the timeline that may come at once, and how often one more may.
 const MAX_BREAKS: u32 = 20;
@@ -28,8 +29,8 @@ pub(super) struct Live {
     bytes: u64,
     state: State,
     breaks: Option<Breaks>,
-    /// Segments closed, and since when that many are.
-    closed: (u64, Instant),
+    /// Segments closed, access units that had come by then, and since when it is so.
+    closed: (u64, u64, Instant),
 }
 
 enum State {
@@ -66,7 +67,7 @@ impl Live {
                 left: MAX_BREAKS,
                 since: now,
             }),
-            closed: (0, now),
+            closed: (0, 0, now),
         }
     }
 
@@ -91,7 +92,7 @@ impl Live {
                 tracing::info!(%source, "data comes again after {silent}");
             }
             feed.input.set(InputState::Recording);
-            self.closed = (feed.recorder.closed(), now);
+            self.closed = (feed.recorder.closed(), feed.units, now);
         }
         self.state = State::Flowing { last: now };
         self.bytes += bytes.len() as u64;
@@ -149,7 +150,7 @@ impl Live {
         feed.end_run()?;
         feed.joiner.begin_source(false);
         self.demuxer = Demuxer::new();
-        self.closed = (feed.recorder.closed(), now);
+        self.closed = (feed.recorder.closed(), feed.units, now);
         Ok(())
     }
 
@@ -175,18 +176,19 @@ impl Live {
         now: Instant,
         feed: &mut Feed<'_>,
     ) -> Result<(), Halt> {
-        let closed = feed.recorder.closed();
-        let (before, since) = self.closed;
-        if closed != before || !feed.recorder.is_recording() {
-            self.closed = (closed, now);
+        let (closed, units, since) = self.closed;
+        let idle = feed.units == units;
+        if feed.recorder.closed() != closed || idle {
+            self.closed = (feed.recorder.closed(), feed.units, now);
         } else if now.saturating_duration_since(since) >= MAX_OPEN {
             tracing::warn!(
                 %source,
-                "its timestamps hardly move: the open segment is closed after {} s, a new run begins",
+                "nothing was cut for {} s though pictures or sound come: its timestamps hardly move, or no key frame comes; a new run begins",
                 MAX_OPEN.as_secs()
             );
             feed.input.add(Count::Warnings, 1);
-            self.close(source, now, feed)?;
+            feed.end_run()?;
+            self.closed = (feed.recorder.closed(), feed.units, now);
         }
         Ok(())
     }

@@ -16,6 +16,8 @@ mod realtime;
 mod rtp;
 mod source_name;
 mod stdin;
+#[cfg(test)]
+mod tests;
 mod udp;
 mod udp_address;
 mod warnings;
