@@ -171,7 +171,7 @@ mod tests {
                 .collect()
         };
         let a = seen("a", 10, 1);
-        assert!(look(&[a.clone()], &[], 0).is_empty());
+        assert!(look(std::slice::from_ref(&a), &[], 0).is_empty());
         assert!(look(&[a.clone(), seen("b", 5, 1)], &[], 4).is_empty());
         assert_eq!(look(&[a.clone(), seen("b", 6, 1)], &[], 5), ["a"]);
         // It grows on, and only its time moves.
