@@ -22,6 +22,8 @@ mod udp;
 mod udp_address;
 mod warnings;
 mod watch;
+#[cfg(test)]
+mod watch_tests;
 
 use std::{
     sync::Arc,

@@ -44,8 +44,8 @@ const MAX_DATAGRAM: usize = 9_000;
 /// TS handed on at once, and how many of these may wait: 4 MiB or four seconds of 8 Mbit/s.
 const BATCH_BYTES: usize = 56 << 10;
 const MAX_QUEUED: usize = 64;
-/// Between two looks of the socket's thread at whether to stop.
-const READ_TIMEOUT: Duration = Duration::from_millis(50);
+/// Between two looks of the socket's thread at whether to stop, and at RTP packets that wait.
+const READ_TIMEOUT: Duration = Duration::from_millis(100);
 /// The rate is held over stretches of this.
 const RATE_STRETCH: Duration = Duration::from_millis(100);
 
