@@ -29,7 +29,7 @@ Examples:
   edge-node enroll 'penstock://hub.example.org:9710/KEY#TOKEN'   the line that `hub enroll NAME` printed
   edge-node push --stream gate recording.mp4                     ship a file; ends once the hub has it all
   ffmpeg -i rtsp://10.0.0.9/main -c copy -f mpegts - | edge-node push --stream gate -
-  edge-node run                                                  ship what is left on this disk, serve the page
+  edge-node run --config edge.toml                               record its streams, ship them, serve the page
   edge-node status                                               what is here, what the hub has
 
 Settings come from flags, then PENSTOCK_* variables, then the config file (edge.example.toml documents
@@ -76,12 +76,26 @@ Enrolling again replaces hub and key once the new hub has answered; streams and 
         )]
         url: String,
     },
-    /// Serve the local page and ship what is left on this disk, until SIGTERM or Ctrl-C
+    /// Record the streams of the settings file, serve the local page and ship, until SIGTERM or Ctrl-C
     #[command(after_help = "\
 Examples:
-  edge-node run
+  edge-node run                                          ships what is left on this disk, serves the page
   edge-node run --config /etc/penstock/edge.toml --http 0.0.0.0:8081
 
+In edge.toml, a [[stream]] for each input, up to 256:
+  [[stream]]
+  name = \"gate\"
+  source = \"udp://0.0.0.0:5000\"                          MPEG-TS in datagrams, in RTP or not
+  [[stream]]
+  name = \"yard\"
+  source = \"udp://239.1.1.1:5000?interface=eth0\"        a multicast group
+  [[stream]]
+  name = \"recorder\"
+  source = \"watch:/srv/footage\"                          files put into a folder
+  done = \"delete\"                                        once the hub has all of one (default: keep)
+
+Each is recorded on its own: one that fails is tried again after 1 to 30 s. Stopping ends no stream; one
+that is taken out of the file is ended at the next start.
 The page and the playlists are at http://127.0.0.1:8081/ unless --http says otherwise.
 The log goes to standard error; PENSTOCK_LOG=debug says more.")]
     Run(RunArgs),
@@ -92,9 +106,10 @@ Examples:
   edge-node push --stream gate --start 2026-05-01T08:00:00Z morning.ts noon.ts
   edge-node push --stream gate --realtime clip.mp4                    at its own pace, like a camera
   ffmpeg -i rtsp://10.0.0.9/main -c copy -f mpegts - | edge-node push --stream gate -
+  edge-node push --stream gate udp://0.0.0.0:5000                     until Ctrl-C
 
-Sources are .ts and .mp4 files (told apart by content, not by name), or `-` for MPEG-TS on standard
-input. Several files follow one another; one whose timestamps go on from the last stays in its run.
+Sources are .ts and .mp4 files (told apart by content, not by name), `-` for MPEG-TS on standard
+input, or udp://HOST:PORT for MPEG-TS in datagrams. Several files follow one another; one whose timestamps go on from the last stays in its run.
 
 Exit code 0: the hub has stored everything and ended the stream. Exit code 1: a source was bad, or a
 file left before its end, or \"N segments stay on this disk\" because the hub could not be reached; the
@@ -164,7 +179,7 @@ pub(crate) struct PushArgs {
     pub(crate) http: Option<SocketAddr>,
     #[command(flatten)]
     disk: DiskArgs,
-    /// Files in order, or `-` for MPEG-TS on standard input
+    /// Files in order, or `-` for MPEG-TS on standard input, or udp://HOST:PORT
     #[arg(required = true, value_name = "SOURCE")]
     pub(crate) sources: Vec<OsString>,
 }
@@ -235,12 +250,13 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
 
 fn check_config(file: &Path) -> Result<(), Failure> {
     let settings = resolve(Some(file), Overrides::default())?;
-    output::line(&format!(
-        "{}: good, data goes to {}",
-        file.display(),
-        settings.data_dir.display()
-    ))
-    .map_err(|e| Failure::failed(format!("failed to write: {e}")))
+    let (file, data_dir) = (file.display(), settings.data_dir.display());
+    let streams = match settings.streams.len() {
+        1 => "1 stream".to_owned(),
+        n => format!("{n} streams"),
+    };
+    output::line(&format!("{file}: good, {streams}, data goes to {data_dir}"))
+        .map_err(|e| Failure::failed(format!("failed to write: {e}")))
 }
 
 fn plain(common: &Common) -> Result<Settings, ConfigError> {

@@ -4,13 +4,15 @@
 //! flags, then `PENSTOCK_*` variables, then the file, then the default. `edge.example.toml` documents
 //! every key; a test holds the two together.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet, net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration,
+};
 
 use bytesize::ByteSize;
 use model::StreamName;
 use serde::Deserialize;
 
-use crate::ingest::SourceName;
+use crate::ingest::{DEFAULT_MAX_RATE, SourceName};
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/penstock-edge";
 const DEFAULT_HTTP: SocketAddr =
@@ -23,8 +25,17 @@ pub(crate) const DEFAULT_TARGET: Duration = Duration::from_secs(2);
 const MIN_TARGET: Duration = Duration::from_millis(500);
 /// The cap on a live list's TARGETDURATION.
 const MAX_TARGET: Duration = Duration::from_secs(6);
-/// Streams of one edge; each costs a thread, a file and a playlist.
+/// Streams of one edge; each costs two threads, a file, a playlist and the memory that `ingest` states.
 pub(crate) const MAX_STREAMS: usize = 256;
+/// A folder is looked at so often, whatever the kernel tells of it.
+const DEFAULT_SCAN: Duration = Duration::from_secs(5);
+/// A file whose writer is not known to be done is whole once it has stayed as it is for so long.
+const DEFAULT_SETTLE: Duration = Duration::from_secs(5);
+/// Bounds of both.
+const SCAN_RANGE: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3_600);
+/// Below it, no video comes through.
+const MIN_RATE: ByteSize = ByteSize::kb(100);
 
 /// `edge.toml`.
 #[derive(Debug, Default, Deserialize)]
@@ -57,6 +68,43 @@ struct StreamFile {
     source: String,
     #[serde(default, with = "humantime_serde")]
     target_duration: Option<Duration>,
+    max_bytes_per_second: Option<ByteSize>,
+    #[serde(default, with = "humantime_serde")]
+    scan_interval: Option<Duration>,
+    #[serde(default, with = "humantime_serde")]
+    settle: Option<Duration>,
+    done: Option<DoneFile>,
+    move_to: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum DoneFile {
+    Keep,
+    Delete,
+    Move,
+}
+
+/// What becomes of a watched folder's file once the hub has all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Done {
+    Keep,
+    Delete,
+    Move(PathBuf),
+}
+
+/// A stream that `run` records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StreamSettings {
+    pub(crate) name: StreamName,
+    pub(crate) source: SourceName,
+    pub(crate) target_duration: Duration,
+    /// Datagrams only: bytes a second that are taken at most.
+    pub(crate) max_rate: u64,
+    /// Folders only.
+    pub(crate) scan_interval: Duration,
+    pub(crate) settle: Duration,
+    pub(crate) done: Done,
 }
 
 /// What flags and variables say over the file.
@@ -77,6 +125,8 @@ pub(crate) struct Settings {
     pub(crate) max_bytes: Option<u64>,
     pub(crate) reserve_bytes: u64,
     pub(crate) sync_parts: bool,
+    /// At most [`MAX_STREAMS`].
+    pub(crate) streams: Vec<StreamSettings>,
 }
 
 /// A setting whose value can't be. The operator is at fault.
@@ -90,8 +140,9 @@ pub(crate) struct SettingError {
 impl Settings {
     /// Layers flags and variables over the file over the defaults, and checks what comes out.
     pub(crate) fn resolve(over: Overrides, file: File) -> Result<Self, SettingError> {
-        check_streams(&file.stream)?;
+        let streams = streams(file.stream)?;
         let settings = Self {
+            streams,
             data_dir: over
                 .data_dir
                 .or(file.data_dir)
@@ -119,49 +170,144 @@ impl Settings {
     }
 }
 
-/// Checks every stream, then refuses what `run` does not read yet.
-fn check_streams(streams: &[StreamFile]) -> Result<(), SettingError> {
-    let wrong = |key, rule| Err(SettingError { key, rule });
-    if streams.len() > MAX_STREAMS {
-        let rule = format!(
-            "{} streams; one edge takes at most {MAX_STREAMS}",
-            streams.len()
-        );
-        return wrong("stream", rule);
+/// Checks every stream.
+fn streams(files: Vec<StreamFile>) -> Result<Vec<StreamSettings>, SettingError> {
+    if files.len() > MAX_STREAMS {
+        let given = files.len();
+        let rule = format!("{given} streams; one edge takes at most {MAX_STREAMS}");
+        return Err(SettingError {
+            key: "stream",
+            rule,
+        });
     }
-    let mut names = BTreeSet::new();
-    for stream in streams {
-        if !names.insert(&stream.name) {
-            return wrong("stream.name", format!("{} is there twice", stream.name));
+    let mut streams: Vec<StreamSettings> = Vec::new();
+    let (mut names, mut places) = (BTreeSet::new(), BTreeSet::new());
+    for file in files {
+        let stream = file.checked()?;
+        if !names.insert(stream.name.clone()) {
+            let rule = format!("{} is there twice", stream.name);
+            return Err(SettingError {
+                key: "stream.name",
+                rule,
+            });
         }
-        if let Some(target) = stream.target_duration
-            && !(MIN_TARGET..=MAX_TARGET).contains(&target)
-        {
-            let given = humantime::format_duration(target);
-            let rule = format!("stream {}: give 500ms to 6s, not {given}", stream.name);
-            return wrong("stream.target_duration", rule);
+        if !places.insert(stream.source.to_string()) {
+            let (name, source) = (&stream.name, &stream.source);
+            let rule = format!("stream {name}: {source} is another stream's already");
+            return Err(SettingError {
+                key: "stream.source",
+                rule,
+            });
         }
+        streams.push(stream);
     }
-    match streams.first() {
-        None => Ok(()),
-        Some(stream) => wrong(
-            "stream.source",
-            format!("stream {}: {}", stream.name, refusal(stream)),
-        ),
-    }
+    Ok(streams)
 }
 
-/// Why `run` does not take this source in this version, and what does.
-fn refusal(stream: &StreamFile) -> String {
-    let name = &stream.name;
-    match SourceName::parse(stream.source.as_ref()) {
-        Err(unread) => unread.hint(name),
-        Ok(SourceName::Stdin) => {
-            format!("`run` does not read standard input: type `edge-node push --stream {name} -`")
+impl StreamFile {
+    fn checked(self) -> Result<StreamSettings, SettingError> {
+        let name = self.name.clone();
+        let wrong = |key, rule: String| {
+            Err(SettingError {
+                key,
+                rule: format!("stream {name}: {rule}"),
+            })
+        };
+        let target_duration = self.target_duration.unwrap_or(DEFAULT_TARGET);
+        if !(MIN_TARGET..=MAX_TARGET).contains(&target_duration) {
+            let given = humantime::format_duration(target_duration);
+            return wrong(
+                "stream.target_duration",
+                format!("give 500ms to 6s, not {given}"),
+            );
         }
-        Ok(SourceName::File(_)) => format!(
-            "`run` does not read files: `edge-node push --stream {name} FILE` ships one and ends"
-        ),
+        let source = match SourceName::parse(self.source.as_ref()) {
+            Err(unread) => return wrong("stream.source", unread.hint(&name)),
+            Ok(SourceName::Stdin) => {
+                return wrong(
+                    "stream.source",
+                    format!(
+                        "`run` does not read standard input: type `edge-node push --stream {name} -`"
+                    ),
+                );
+            }
+            Ok(SourceName::File(_)) => {
+                return wrong(
+                    "stream.source",
+                    format!(
+                        "`run` does not read files: `edge-node push --stream {name} FILE` ships one and ends; watch:/dir takes those of a folder"
+                    ),
+                );
+            }
+            Ok(source) => source,
+        };
+        let folder = match &source {
+            SourceName::Folder(path) => Some(path),
+            _ => None,
+        };
+        let of_folders = [
+            ("stream.scan_interval", self.scan_interval.is_some()),
+            ("stream.settle", self.settle.is_some()),
+            ("stream.done", self.done.is_some()),
+            ("stream.move_to", self.move_to.is_some()),
+        ];
+        if let Some((key, _)) = of_folders
+            .iter()
+            .find(|(_, given)| *given && folder.is_none())
+        {
+            return wrong(key, "is for watch: sources only".to_owned());
+        }
+        if self.max_bytes_per_second.is_some() && !matches!(source, SourceName::Udp(_)) {
+            return wrong(
+                "stream.max_bytes_per_second",
+                "is for udp:// sources only".to_owned(),
+            );
+        }
+        if self
+            .max_bytes_per_second
+            .is_some_and(|rate| rate < MIN_RATE)
+        {
+            return wrong(
+                "stream.max_bytes_per_second",
+                format!("give {MIN_RATE} or more"),
+            );
+        }
+        for (key, given) in [
+            ("stream.scan_interval", self.scan_interval),
+            ("stream.settle", self.settle),
+        ] {
+            if given.is_some_and(|given| !SCAN_RANGE.contains(&given)) {
+                return wrong(key, "give 100ms to 1h".to_owned());
+            }
+        }
+        let done = match (self.done, self.move_to) {
+            (Some(DoneFile::Move), Some(to)) if folder == Some(&to) => {
+                return wrong("stream.move_to", "is the watched folder itself".to_owned());
+            }
+            (Some(DoneFile::Move), Some(to)) => Done::Move(to),
+            (Some(DoneFile::Move), None) => {
+                return wrong(
+                    "stream.done",
+                    "\"move\" needs move_to = \"/a/folder\"".to_owned(),
+                );
+            }
+            (_, Some(_)) => {
+                return wrong("stream.move_to", "needs done = \"move\"".to_owned());
+            }
+            (Some(DoneFile::Delete), None) => Done::Delete,
+            (Some(DoneFile::Keep) | None, None) => Done::Keep,
+        };
+        Ok(StreamSettings {
+            source,
+            target_duration,
+            max_rate: self
+                .max_bytes_per_second
+                .map_or(DEFAULT_MAX_RATE, |rate| rate.as_u64()),
+            scan_interval: self.scan_interval.unwrap_or(DEFAULT_SCAN),
+            settle: self.settle.unwrap_or(DEFAULT_SETTLE),
+            done,
+            name: self.name,
+        })
     }
 }
 
@@ -216,14 +362,52 @@ mod tests {
                 "does not read rtsp://",
             ),
             (
-                stream("source = 'udp://0.0.0.0:5000'"),
+                stream("source = 'udp://camera:5000'"),
                 "stream.source",
-                "does not read udp://",
+                "give an IP address",
             ),
             (
-                stream("source = 'watch:/srv/in'"),
+                stream("source = 'udp://:5000'\ndone = 'keep'"),
+                "stream.done",
+                "for watch: sources",
+            ),
+            (
+                stream("source = 'udp://:5000'\nmax_bytes_per_second = '1kB'"),
+                "stream.max_bytes_per_second",
+                "or more",
+            ),
+            (
+                stream("source = 'watch:/in'\nmax_bytes_per_second = '1MB'"),
+                "stream.max_bytes_per_second",
+                "for udp:// sources",
+            ),
+            (
+                stream("source = 'watch:/in'\nscan_interval = '1ms'"),
+                "stream.scan_interval",
+                "100ms to 1h",
+            ),
+            (
+                stream("source = 'watch:/in'\ndone = 'move'"),
+                "stream.done",
+                "needs move_to",
+            ),
+            (
+                stream("source = 'watch:/in'\nmove_to = '/out'"),
+                "stream.move_to",
+                "needs done",
+            ),
+            (
+                stream("source = 'watch:/in'\ndone = 'move'\nmove_to = '/in'"),
+                "stream.move_to",
+                "the watched folder itself",
+            ),
+            (
+                format!(
+                    "{}\n[[stream]]\nname = 'yard'\nsource = 'udp://0.0.0.0:5000'",
+                    stream("source = 'udp://:5000'")
+                ),
                 "stream.source",
-                "does not read watch:",
+                "stream yard: udp://0.0.0.0:5000 is another stream's already",
             ),
             (
                 stream("source = '/srv/a.ts'"),
@@ -241,7 +425,11 @@ mod tests {
                 "500ms to 6s, not 7s",
             ),
             (
-                format!("{}\n{}", stream("source = '-'"), stream("source = '-'")),
+                format!(
+                    "{}\n{}",
+                    stream("source = 'udp://:1'"),
+                    stream("source = 'udp://:2'")
+                ),
                 "stream.name",
                 "gate is there twice",
             ),
@@ -282,12 +470,45 @@ mod tests {
         assert!(file.data_dir.is_some() && file.http.listen.is_some());
         assert!(file.disk.max_bytes.is_some() && file.disk.reserve_bytes.is_some());
         assert!(file.disk.sync_parts.is_some());
-        assert!(
-            file.stream
-                .iter()
-                .all(|s| s.target_duration == Some(DEFAULT_TARGET))
+        let [udp, folder] = &file.stream[..] else {
+            panic!("{:?}", file.stream);
+        };
+        assert_eq!(udp.target_duration, Some(DEFAULT_TARGET));
+        let rate = udp.max_bytes_per_second.map(|rate| rate.as_u64());
+        assert_eq!(rate, Some(DEFAULT_MAX_RATE));
+        assert_eq!(folder.scan_interval, Some(DEFAULT_SCAN));
+        assert_eq!(folder.settle, Some(DEFAULT_SETTLE));
+        assert!(folder.done.is_some() && folder.move_to.is_some());
+        assert_eq!(streams(file.stream).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn streams_are_what_run_records() {
+        let file = "[[stream]]\nname = 'gate'\nsource = 'udp://@239.1.1.1:5000?interface=eth0'\nmax_bytes_per_second = '2MB'\n[[stream]]\nname = 'yard'\nsource = 'watch:/srv/in'\ndone = 'delete'\nsettle = '1s'";
+        let streams = resolve(file, Overrides::default()).unwrap().streams;
+        assert_eq!(
+            streams[0].source.to_string(),
+            "udp://239.1.1.1:5000?interface=eth0"
         );
-        assert_eq!(file.stream.len(), 1);
+        assert_eq!(streams[0].max_rate, 2_000_000);
+        assert_eq!(
+            (
+                &streams[1].done,
+                streams[1].settle,
+                streams[1].scan_interval
+            ),
+            (&Done::Delete, Duration::from_secs(1), DEFAULT_SCAN)
+        );
+        let many: String = (0..=MAX_STREAMS)
+            .map(|i| {
+                format!(
+                    "[[stream]]\nname = 's{i}'\nsource = 'udp://:{}'\n",
+                    5_000 + i
+                )
+            })
+            .collect();
+        let error = resolve(&many, Overrides::default()).unwrap_err();
+        assert!(error.rule.contains("at most 256"), "{error}");
     }
 
     fn is_setting(line: &str) -> bool {

@@ -6,6 +6,7 @@ mod config;
 mod enroll;
 mod identity;
 mod ingest;
+mod inputs;
 mod metrics;
 mod node;
 mod numbers;
@@ -13,9 +14,11 @@ mod plan;
 mod progress;
 mod push;
 mod recorder;
+mod resume;
 mod run;
 mod shipping;
 mod status;
+mod supervisor;
 
 use std::process::ExitCode;
 

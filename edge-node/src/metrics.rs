@@ -15,13 +15,21 @@ use prometheus_client::{
 use store::Store;
 use tokio::sync::watch;
 
-use crate::status::clock_ahead_ms;
+use crate::{
+    inputs::{Count, InputState, Inputs},
+    status::clock_ahead_ms,
+};
 
 /// The registry of a running edge-node.
-pub(crate) fn registry(store: Store, link: watch::Receiver<UplinkStatus>) -> Registry {
+pub(crate) fn registry(
+    store: Store,
+    link: watch::Receiver<UplinkStatus>,
+    inputs: Inputs,
+) -> Registry {
     let mut registry = Registry::with_prefix("penstock");
     registry.register_collector(Box::new(Link(link)));
     registry.register_collector(Box::new(Streams(store)));
+    registry.register_collector(Box::new(Taken(inputs)));
     registry
 }
 
@@ -180,6 +188,36 @@ impl Collector for Streams {
                 };
                 let value = i64::try_from(value).unwrap_or(i64::MAX);
                 ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is taken in.
+#[derive(Debug)]
+struct Taken(Inputs);
+
+impl Collector for Taken {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for (count, name, help) in Count::ALL {
+            let name = format!("input_{name}");
+            let kind = ConstCounter::new(0u64).metric_type();
+            let mut family = encoder.encode_descriptor(&name, help, None, kind)?;
+            for input in self.0.iter() {
+                let labels = [("stream", input.stream.as_str())];
+                ConstCounter::new(input.count(count)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "1 at what the input does now";
+        let kind = ConstGauge::new(0i64).metric_type();
+        let mut family = encoder.encode_descriptor("input_state", help, None, kind)?;
+        for input in self.0.iter() {
+            let state = input.state();
+            for word in InputState::WORDS {
+                let labels = [("stream", input.stream.as_str()), ("state", word)];
+                let is = i64::from(state.word() == word);
+                ConstGauge::new(is).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())

@@ -35,6 +35,7 @@ use crate::{
     clock::Clock,
     config::Settings,
     identity::{self, Identity},
+    inputs::Inputs,
     metrics,
     numbers::Numbers,
     status,
@@ -113,6 +114,7 @@ impl Node {
         identity: Identity,
         holder: &'static str,
         http: Option<SocketAddr>,
+        inputs: Inputs,
     ) -> Result<Self> {
         let (store, clock) = {
             let settings = settings.clone();
@@ -136,11 +138,11 @@ impl Node {
                 .await
                 .with_context(|| format!("failed to listen on {address} (--http)"))?;
             let at = listener.local_addr()?;
-            let app = Arc::new(app(&store, &link, &identity, settings));
+            let app = Arc::new(app(&store, &link, &identity, settings, &inputs));
             let counters = serve::HttpCounters::default();
             let mut router = serve::public_router(app.clone());
             if at.ip().is_loopback() {
-                let mut registry = metrics::registry(store.clone(), link.clone());
+                let mut registry = metrics::registry(store.clone(), link.clone(), inputs);
                 counters.register(&mut registry);
                 let metrics = serve::admin_router(app, Arc::new(registry));
                 router = router.route("/metrics", any_service(metrics));
@@ -213,8 +215,9 @@ fn app(
     link: &watch::Receiver<UplinkStatus>,
     identity: &Identity,
     settings: &Settings,
+    inputs: &Inputs,
 ) -> App {
-    let link = link.clone();
+    let (link, inputs) = (link.clone(), inputs.clone());
     let about = status::About {
         device: identity.device.clone(),
         hub_address: identity.hub_address.clone(),
@@ -225,7 +228,7 @@ fn app(
         role: Role::Edge,
         // A link that is down is no reason to take the local page away.
         ready: Arc::new(|| Ok(())),
-        status: Arc::new(move || status::json(&about, &link.borrow())),
+        status: Arc::new(move || status::json(&about, &link.borrow(), &inputs)),
     }
 }
 

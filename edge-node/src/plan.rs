@@ -12,7 +12,7 @@ use program::{
 
 use crate::{
     cli::{PushArgs, Start},
-    ingest::{self, Job, Probe, SourceName},
+    ingest::{self, DEFAULT_MAX_RATE, Job, Probe, SourceName},
     recorder::{RecorderConfig, WallClock},
 };
 
@@ -59,16 +59,26 @@ impl Plan {
             start: args.start,
             realtime: args.realtime,
         };
-        if plan.is_live() {
+        if let Some(SourceName::Folder(path)) = plan
+            .sources
+            .iter()
+            .find(|s| matches!(s, SourceName::Folder(_)))
+        {
+            let (stream, path) = (&args.stream, path.display());
+            return Err(Failure::usage(format!(
+                "folders are watched by `edge-node run`; push the files by name: `edge-node push --stream {stream} {path}/*`"
+            )));
+        }
+        if let Some(live) = plan.sources.iter().find(|s| s.is_live()) {
             if plan.sources.len() > 1 {
-                return Err(Failure::usage(
-                    "`-` stands alone: push files before or after it",
-                ));
+                return Err(Failure::usage(format!(
+                    "{live} stands alone: push files before or after it"
+                )));
             }
             if plan.start == Some(Start::Mtime) {
-                return Err(Failure::usage(
-                    "--start mtime is for files: standard input has no such time",
-                ));
+                return Err(Failure::usage(format!(
+                    "--start mtime is for files: {live} has no such time"
+                )));
             }
         }
         Ok(plan)
@@ -85,12 +95,21 @@ impl Plan {
         let job = Job {
             sources: self.sources.into_iter().zip(walls).collect(),
             realtime: self.realtime,
+            max_rate: DEFAULT_MAX_RATE,
         };
         Ready { job, config, total }
     }
 
+    /// What is pushed, for status.
+    pub(crate) fn source(&self) -> String {
+        match self.sources.as_slice() {
+            [one] => one.to_string(),
+            many => format!("{} files", many.len()),
+        }
+    }
+
     fn is_live(&self) -> bool {
-        self.sources.contains(&SourceName::Stdin)
+        self.sources.iter().any(SourceName::is_live)
     }
 
     /// The wall clock of each source.
@@ -192,6 +211,7 @@ mod tests {
             [at(40_000), at(70_000)]
         );
         assert_eq!(walls(&two, None, true), [Arrival, Arrival]);
+        assert_eq!(walls(&["udp://:5000"], None, false), [Arrival]);
         assert_eq!(walls(&["-"], None, false), [Arrival]);
         assert_eq!(walls(&["-"], Some(Start::Now), false), [Arrival]);
         assert_eq!(walls(&["-"], given, false), [at(7)]);

@@ -5,6 +5,7 @@
 
 use std::{
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,7 +30,8 @@ use crate::{
     clock::Clock,
     config::Settings,
     identity::Identity,
-    ingest::{self, Gate, Job, Report, SourceName},
+    ingest::{self, DEFAULT_MAX_RATE, Gate, Job, Report, SourceName},
+    inputs::{Input, InputState, Inputs},
     node::{self, Node},
     plan::{Plan, Ready},
     progress::{self, Progress, Tally},
@@ -80,10 +82,12 @@ pub(crate) fn bench_cut(settings: &Settings, file: &Path) -> Result<(), Failure>
     let job = Job {
         sources: vec![(SourceName::File(file.to_owned()), WallClock::At(wall_now()))],
         realtime: false,
+        max_rate: DEFAULT_MAX_RATE,
     };
     let tally = Tally::default();
     let stop = CancellationToken::new();
-    let report = ingest::run(job, recorder, &tally, &Gate::default(), &stop);
+    let input = Input::new(stream.clone(), file.display().to_string());
+    let report = ingest::run(job, recorder, &tally, &Gate::default(), &input, &stop);
     verdict_on_sources(&report)?;
     if report.last.is_some() {
         store
@@ -106,11 +110,13 @@ async fn push_all(
     progress: &mut Progress,
     signals: &Shutdown,
 ) -> Result<(), Failure> {
-    let node = Node::start(settings, identity, "edge-node push", args.http).await?;
+    let input = Input::new(args.stream.clone(), plan.source());
+    let inputs = Inputs::new(vec![input.clone()]);
+    let node = Node::start(settings, identity, "edge-node push", args.http, inputs).await?;
     if let Some(address) = node.http {
         tracing::info!("the local page is at http://{address}/");
     }
-    let result = push_on(&node, args, plan, progress, signals).await;
+    let result = push_on(&node, args, plan, input, progress, signals).await;
     progress.end();
     node.stop().await;
     tracing::debug!("stopped");
@@ -121,6 +127,7 @@ async fn push_on(
     node: &Node,
     args: &PushArgs,
     plan: Plan,
+    input: Arc<Input>,
     progress: &mut Progress,
     signals: &Shutdown,
 ) -> Result<(), Failure> {
@@ -133,6 +140,7 @@ async fn push_on(
         before,
         tally: Tally::default(),
         gate: Gate::default(),
+        input,
     };
     let ready = tokio::task::spawn_blocking(move || plan.look())
         .await
@@ -165,6 +173,7 @@ struct Push<'a> {
     before: Standing,
     tally: Tally,
     gate: Gate,
+    input: Arc<Input>,
 }
 
 impl Push<'_> {
@@ -181,14 +190,16 @@ impl Push<'_> {
         let (store, numbers) = (self.node.store.clone(), self.node.numbers.clone());
         let clock = self.node.clock.clone();
         let (tally, gate, stopped) = (self.tally.clone(), self.gate.clone(), stop.clone());
+        let input = self.input.clone();
         let run = move || {
             let report = match Recorder::new(config, store, numbers, clock) {
-                Ok(recorder) => ingest::run(job, recorder, &tally, &gate, &stopped),
+                Ok(recorder) => ingest::run(job, recorder, &tally, &gate, &input, &stopped),
                 Err(error) => Report {
                     broken: Some(error),
                     ..Report::default()
                 },
             };
+            input.set(InputState::Stopped);
             let _ = sender.send(report);
         };
         std::thread::Builder::new()

@@ -14,12 +14,13 @@ use model::{
     BootTime, MAX_SEGMENT_BYTES, MediaDuration, MediaTime, RunInfo, SegmentNumber, StreamName,
     WallTime,
 };
-use store::{OpenSegment, SegmentWriter, Store, StoreError};
+use store::{OpenSegment, Progress, SegmentWriter, Store, StoreError};
 
 use crate::{
     clock::Clock,
     config::DEFAULT_TARGET,
     numbers::{Numbers, NumbersError},
+    resume::{Passed, Resume},
 };
 
 /// Where the wall time of the next run comes from.
@@ -40,6 +41,8 @@ pub(crate) struct RecorderConfig {
     pub(crate) target_duration: Duration,
     /// The longest distance between key frames of what will come, where an index tells it.
     pub(crate) longest_key_distance: Option<MediaDuration>,
+    /// `run` records it: it is ended when its configuration drops it.
+    pub(crate) by_run: bool,
 }
 
 impl RecorderConfig {
@@ -48,6 +51,7 @@ impl RecorderConfig {
             stream,
             target_duration: DEFAULT_TARGET,
             longest_key_distance: None,
+            by_run: false,
         }
     }
 }
@@ -76,6 +80,9 @@ pub(crate) struct Recorder {
     next_wall: WallClock,
     newest_dts: Option<MediaTime>,
     state: State,
+    /// What of the source is in the store already, until that is passed.
+    resume: Option<Resume>,
+    by_run: bool,
     last_end: Option<WallTime>,
     last_number: Option<SegmentNumber>,
     closed: u64,
@@ -89,6 +96,8 @@ enum State {
     /// A run is announced and gets its number with its first segment.
     NewRun(RunFormat),
     Between(Run),
+    /// Within a segment that is in the store already, at least its beginning.
+    Passing(Run, Passed),
     Open(Run, Box<Segment>),
 }
 
@@ -104,6 +113,10 @@ struct Run {
 struct Segment {
     writer: SegmentWriter,
     wall_start: WallTime,
+    /// Of its parts so far.
+    duration: MediaDuration,
+    /// What of it is in the store under another number.
+    before: MediaDuration,
 }
 
 impl Recorder {
@@ -114,7 +127,7 @@ impl Recorder {
         numbers: Numbers,
         clock: Clock,
     ) -> Result<Self> {
-        let RecorderConfig { stream, .. } = config;
+        let RecorderConfig { stream, by_run, .. } = config;
         // TARGETDURATION never changes in the life of a live list (invariant 4); behind an ended one a new
         // list begins, which chooses its own.
         let list_target_s = match store.live_playlist(&stream) {
@@ -146,11 +159,27 @@ impl Recorder {
             next_wall: WallClock::Arrival,
             newest_dts: None,
             state: State::Idle,
+            resume: None,
+            by_run,
             last_end: None,
             last_number: None,
             closed: 0,
             closed_bytes: 0,
         })
+    }
+
+    /// A recorder for a source that is cut anew from its beginning, of which `progress` is in the store
+    /// already: that is passed over, and what follows goes on in the same run.
+    pub(crate) fn resume(
+        config: RecorderConfig,
+        store: Store,
+        numbers: Numbers,
+        clock: Clock,
+        progress: Progress,
+    ) -> Result<Self> {
+        let mut recorder = Self::new(config, store, numbers, clock)?;
+        recorder.resume = Resume::behind(progress);
+        Ok(recorder)
     }
 
     /// A source begins: the wall clock of its first run, if it begins one.
@@ -190,6 +219,22 @@ impl Recorder {
         Ok(())
     }
 
+    /// Stops within the source, which goes on later behind what is here: closes what is open as it is.
+    pub(crate) fn pause(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Open(_, segment) if segment.duration > MediaDuration::ZERO => {
+                let Segment {
+                    writer, duration, ..
+                } = *segment;
+                writer.close_early(duration)?;
+            }
+            // One without a part is closed as empty by whoever opens the next.
+            _ => {}
+        }
+        self.numbers.give_back(&self.stream)?;
+        Ok(())
+    }
+
     /// Segments closed.
     pub(crate) fn closed(&self) -> u64 {
         self.closed
@@ -206,6 +251,10 @@ impl Recorder {
 
     fn carry_out(&mut self, cut: Cut) -> Result<()> {
         let state = std::mem::replace(&mut self.state, State::Idle);
+        if let Some(resume) = self.resume {
+            self.state = self.pass(resume, cut, state)?;
+            return Ok(());
+        }
         self.state = match (cut, state) {
             (Cut::Run(format), _) => State::NewRun(format),
             (
@@ -239,9 +288,11 @@ impl Recorder {
                 }
                 segment.writer.append(&bytes)?;
                 segment.writer.finish_part(duration, independent)?;
+                segment.duration += duration;
                 State::Open(run, segment)
             }
             (Cut::Close { duration }, State::Open(run, segment)) => {
+                let duration = duration - segment.before;
                 let info = segment.writer.close(duration, None)?;
                 self.last_end = Some(segment.wall_start.plus(duration));
                 self.last_number = Some(info.number);
@@ -261,24 +312,11 @@ impl Recorder {
         media_start: MediaTime,
         independent: bool,
     ) -> Result<State> {
-        let (wall_start, boot_start) =
-            match std::mem::replace(&mut self.next_wall, WallClock::GoesOn) {
-                WallClock::At(time) => (time, None),
-                WallClock::GoesOn => {
-                    let begins = self.last_end.unwrap_or_else(|| self.clock.now().wall);
-                    (begins, None)
-                }
-                WallClock::Arrival => {
-                    self.next_wall = WallClock::Arrival;
-                    let now = self.clock.now();
-                    // What comes now is the newest; the run began this much of media before it.
-                    let since = self.newest_dts.map(|dts| dts - media_start);
-                    let since = since.unwrap_or_default().max(MediaDuration::ZERO);
-                    let before = MediaDuration::ZERO - since;
-                    (now.wall.minus(since), now.boot.map(|at| at.plus(before)))
-                }
-            };
+        let (wall_start, boot_start) = self.wall_of_run(media_start);
         self.store.register_stream(&self.stream, None)?;
+        if self.by_run {
+            self.store.mark_recorded(&self.stream)?;
+        }
         let number = self.numbers.take(&self.stream, self.floor)?;
         let info = RunInfo {
             run: number,
@@ -301,6 +339,79 @@ impl Recorder {
             boot_start,
         };
         self.open(run, number, media_start, independent)
+    }
+
+    /// When a run that begins here begins: on the wall clock and, where it comes live, on the boot's.
+    fn wall_of_run(&mut self, media_start: MediaTime) -> (WallTime, Option<BootTime>) {
+        match std::mem::replace(&mut self.next_wall, WallClock::GoesOn) {
+            WallClock::At(time) => (time, None),
+            WallClock::GoesOn => {
+                let begins = self.last_end.unwrap_or_else(|| self.clock.now().wall);
+                (begins, None)
+            }
+            WallClock::Arrival => {
+                self.next_wall = WallClock::Arrival;
+                let now = self.clock.now();
+                // What comes now is the newest; the run began this much of media before it.
+                let since = self.newest_dts.map(|dts| dts - media_start);
+                let since = since.unwrap_or_default().max(MediaDuration::ZERO);
+                let before = MediaDuration::ZERO - since;
+                (now.wall.minus(since), now.boot.map(|at| at.plus(before)))
+            }
+        }
+    }
+
+    /// Carries out a cut of what is in the store already, up to where that ends.
+    fn pass(&mut self, resume: Resume, cut: Cut, state: State) -> Result<State> {
+        Ok(match (cut, state) {
+            (Cut::Run(format), _) => State::NewRun(format),
+            (Cut::Open { media_start, .. }, State::NewRun(_)) => {
+                let (wall_start, boot_start) = self.wall_of_run(media_start);
+                let run = Run {
+                    number: resume.run(),
+                    wall_start,
+                    media_start,
+                    boot_start,
+                };
+                State::Passing(run, Passed::at(media_start))
+            }
+            (Cut::Open { media_start, .. }, State::Between(run)) => {
+                State::Passing(run, Passed::at(media_start))
+            }
+            (
+                Cut::Part {
+                    bytes,
+                    duration,
+                    independent,
+                },
+                State::Passing(run, mut passed),
+            ) => {
+                if resume.has(&mut passed, bytes.len() as u64, duration) {
+                    State::Passing(run, passed)
+                } else {
+                    // From here on it is new.
+                    self.resume = None;
+                    let number = self.numbers.take(&self.stream, self.floor)?;
+                    self.state = self.open(run, number, passed.at, independent)?;
+                    if let State::Open(_, segment) = &mut self.state {
+                        segment.before = passed.at - passed.start;
+                    }
+                    self.carry_out(Cut::Part {
+                        bytes,
+                        duration,
+                        independent,
+                    })?;
+                    std::mem::replace(&mut self.state, State::Idle)
+                }
+            }
+            (Cut::Close { duration }, State::Passing(run, passed)) => {
+                let wall = run.wall_start.plus(passed.start - run.media_start);
+                self.last_end = Some(wall.plus(duration));
+                self.resume = resume.passed_one();
+                State::Between(run)
+            }
+            (Cut::Open { .. } | Cut::Part { .. } | Cut::Close { .. }, state) => state,
+        })
     }
 
     fn open(
@@ -330,7 +441,15 @@ impl Recorder {
             }
             None => self.store.open_segment(&self.stream, segment)?,
         };
-        Ok(State::Open(run, Box::new(Segment { writer, wall_start })))
+        Ok(State::Open(
+            run,
+            Box::new(Segment {
+                writer,
+                wall_start,
+                duration: MediaDuration::ZERO,
+                before: MediaDuration::ZERO,
+            }),
+        ))
     }
 
     fn wrong(&self, run: Run, what: String) -> RecordError {

@@ -19,6 +19,7 @@ use store::{Store, StreamState, StreamSummary};
 use crate::{
     config::Settings,
     identity::{Identity, IdentityError},
+    inputs::Inputs,
     node,
 };
 
@@ -35,7 +36,7 @@ pub(crate) struct About {
 }
 
 /// The edge's part of `GET /api/v1/status`.
-pub(crate) fn json(about: &About, link: &UplinkStatus) -> Value {
+pub(crate) fn json(about: &About, link: &UplinkStatus, inputs: &Inputs) -> Value {
     let (state, reason, since) = match &link.state {
         LinkState::Connecting => ("connecting", None, None),
         LinkState::Connected { since, .. } => ("connected", None, Some(since.to_string())),
@@ -62,6 +63,7 @@ pub(crate) fn json(about: &About, link: &UplinkStatus) -> Value {
             "segments_stored": link.counters.segments_stored,
             "refused_streams": refused,
         },
+        "inputs": inputs.json(),
     })
 }
 
@@ -168,6 +170,8 @@ struct Shown {
     data_dir: String,
     http: Option<String>,
     link: ShownLink,
+    #[serde(default)]
+    inputs: Vec<ShownInput>,
     streams: Vec<ShownStream>,
 }
 
@@ -212,6 +216,14 @@ struct ShownRefusal {
 }
 
 #[derive(Debug, Deserialize)]
+struct ShownInput {
+    stream: String,
+    source: String,
+    state: String,
+    reason: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
 struct ShownStream {
     name: String,
     state: String,
@@ -241,6 +253,14 @@ impl Shown {
                 "        the hub refuses {}: {}\n",
                 refusal.stream, refusal.reason
             ));
+        }
+        for input in &self.inputs {
+            let (stream, source, state) = (&input.stream, &input.source, &input.state);
+            text.push_str(&format!("input   {stream} from {source}: {state}"));
+            if let Some(reason) = &input.reason {
+                text.push_str(&format!(" ({reason})"));
+            }
+            text.push('\n');
         }
         if self.streams.is_empty() {
             text.push_str("\nno streams yet: edge-node push --stream NAME FILE\n");
@@ -328,6 +348,7 @@ mod tests {
     use model::WallTime;
 
     use super::*;
+    use crate::inputs::{Input, InputState};
 
     fn about() -> About {
         About {
@@ -350,7 +371,11 @@ mod tests {
             ..UplinkStatus::default()
         };
         link.refused_streams = vec![("yard".parse().unwrap(), "it belongs to pole-8".to_owned())];
-        let mut answer = json(&about(), &link);
+        let input = Input::new("gate".parse().unwrap(), "udp://0.0.0.0:5000".to_owned());
+        input.set(InputState::Waiting {
+            why: "no data for 10 s".to_owned(),
+        });
+        let mut answer = json(&about(), &link, &Inputs::new(vec![input]));
         answer["http"] = json!("http://127.0.0.1:8081/");
         answer["streams"] = json!([{
             "name": "gate", "state": "live", "segments": 120, "bytes": 300_000_000u64,
@@ -363,6 +388,7 @@ data    /data
 page    http://127.0.0.1:8081/
 link    connected, round trip 42.0 ms, paced to 8.0 Mbit/s, loss 1.3 %
         the hub refuses yard: it belongs to pole-8
+input   gate from udp://0.0.0.0:5000: waiting (no data for 10 s)
 
 STREAM  STATE  SEGMENTS        SIZE  NOT ON THE HUB          LAST
 gate    live        120   286.1 MiB  3 (7.2 MiB)             2026-05-01T08:00:00.000Z
@@ -378,7 +404,7 @@ gate    live        120   286.1 MiB  3 (7.2 MiB)             2026-05-01T08:00:00
             },
             ..UplinkStatus::default()
         };
-        let mut answer = json(&about(), &link);
+        let mut answer = json(&about(), &link, &Inputs::default());
         answer["streams"] = json!([]);
         let text = serde_json::from_value::<Shown>(answer).unwrap().text();
         assert!(

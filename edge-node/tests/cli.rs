@@ -73,8 +73,8 @@ fn usage_errors_exit_2_with_the_rule() {
             "rtsp://user:secret@10.0.0.9/main",
             "does not read rtsp:// sources yet",
         ),
-        ("udp://0.0.0.0:5000", "does not read udp:// sources yet"),
-        ("watch:/srv/in", "does not read watch: sources yet"),
+        ("udp://camera:5000", "give an IP address"),
+        ("watch:/srv/in", "folders are watched by `edge-node run`"),
     ] {
         let ran = edge_node(&["push", "--data-dir", data_dir, "--stream", "gate", source]);
         assert_eq!(ran.code, Some(2), "{source}: {}", ran.err);
@@ -84,6 +84,7 @@ fn usage_errors_exit_2_with_the_rule() {
     for args in [
         &["push", "--stream", "gate"][..],
         &["push", "--stream", "gate", "-", "a.ts"],
+        &["push", "--stream", "gate", "udp://:5000", "a.ts"],
         &["push", "--stream", "gate", "--start", "mtime", "-"],
         &["push", "--stream", "gate", "--start", "yesterday", "a.ts"],
         &["push", "--stream", "gate", "--wait", "soon", "a.ts"],
@@ -165,6 +166,10 @@ fn configs_are_checked_with_line_and_key() {
         (
             "[[stream]]\nname = 'Gate'\nsource = '-'\n",
             "line 2, key stream.name",
+        ),
+        (
+            "[[stream]]\nname = 'gate'\nsource = 'udp://:5000'\ndone = 'burn'\n",
+            "line 4, key stream.done",
         ),
         (
             "[[stream]]\nname = 'gate'\nsource = 'rtsp://u:secret@10.0.0.9/main'\n",

@@ -16,8 +16,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use system_tests::{
-    Edge, Hub, Line, ListRules, assert_all_at_hub, camera, fixture, gstreamer_pictures,
-    numbers, playlist, wait_for,
+    Edge, Hub, Line, ListRules, assert_all_at_hub, camera, fixture, gstreamer_pictures, numbers,
+    playlist, wait_for,
 };
 
 /// Watches a list every few milliseconds: when each segment was first seen.

@@ -1,18 +1,32 @@
-//! From sources to the recorder: one blocking thread reads, demuxes, paces and records a push.
+//! From sources to the recorder: one blocking thread reads, demuxes, paces and records a push, or one stream
+//! of `run`.
 //!
 //! A source that can't be read, or not to its end, is told and the next one goes on; only the disk ends
-//! the whole. Nothing here decides where a segment ends: that is the segmenter's.
+//! the whole. Memory of one source, beside the disk's page cache: 4 MiB read and not demuxed (live), the
+//! access units that demuxer and segmenter put together (some MB; at most 16 MiB a PID and 56 MiB). Nothing here decides where a segment ends: that is the segmenter's.
 
 mod file;
+mod folder;
 mod gate;
+mod intake;
 mod join;
+mod live;
 mod probe;
 mod realtime;
+mod rtp;
 mod source_name;
 mod stdin;
+#[cfg(test)]
+mod tests;
+mod udp;
+mod udp_address;
 mod warnings;
+mod watch;
+#[cfg(test)]
+mod watch_tests;
 
 use std::{
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -24,8 +38,11 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use gate::{Gate, Standing};
 pub(crate) use probe::{Probe, probe};
 pub(crate) use source_name::SourceName;
+pub(crate) use udp::DEFAULT_MAX_RATE;
+pub(crate) use watch::{Watch, watch};
 
 use crate::{
+    inputs::{Count, Input, InputState},
     progress::Tally,
     recorder::{RecordError, Recorder, WallClock},
 };
@@ -41,6 +58,8 @@ pub(crate) struct Job {
     /// In order, each with the wall clock that its first run gets if it begins one.
     pub(crate) sources: Vec<(SourceName, WallClock)>,
     pub(crate) realtime: bool,
+    /// Bytes a second that a sender of datagrams may send.
+    pub(crate) max_rate: u64,
 }
 
 /// What came of it.
@@ -68,6 +87,14 @@ pub(crate) enum SourceError {
     Empty,
     #[error("is a folder: give the files in it")]
     Folder,
+    #[error("failed to listen: {0}")]
+    Listen(std::io::Error),
+    #[error("failed to receive: {0}")]
+    Receive(std::io::Error),
+    #[error(
+        "its timeline breaks without end: timestamps jump or tracks change more often than can be recorded"
+    )]
+    Restless,
     #[error("{0}")]
     NotMedia(#[from] media::sniff::NotMedia),
     #[error("{0}")]
@@ -103,19 +130,12 @@ pub(crate) fn run(
     recorder: Recorder,
     tally: &Tally,
     gate: &Gate,
+    input: &Arc<Input>,
     stop: &CancellationToken,
 ) -> Report {
-    let mut feed = Feed {
-        recorder,
-        joiner: Joiner::default(),
-        pacer: job.realtime.then(Pacer::default),
-        warnings: Warnings::default(),
-        tally,
-        gate,
-        stop,
-        can_wait: true,
-        units: 0,
-    };
+    let mut feed = Feed::new(recorder, tally, gate, input, stop);
+    feed.pacer = job.realtime.then(Pacer::default);
+    feed.max_rate = job.max_rate;
     let mut report = Report::default();
     for (source, wall) in job.sources {
         match feed.read(&source, wall) {
@@ -154,11 +174,37 @@ struct Feed<'a> {
     warnings: Warnings,
     tally: &'a Tally,
     gate: &'a Gate,
+    input: &'a Arc<Input>,
     stop: &'a CancellationToken,
+    max_rate: u64,
     /// The source now being read loses nothing by waiting.
     can_wait: bool,
     /// Access units of this source so far.
     units: u64,
+}
+
+impl<'a> Feed<'a> {
+    fn new(
+        recorder: Recorder,
+        tally: &'a Tally,
+        gate: &'a Gate,
+        input: &'a Arc<Input>,
+        stop: &'a CancellationToken,
+    ) -> Self {
+        Self {
+            recorder,
+            joiner: Joiner::default(),
+            pacer: None,
+            warnings: Warnings::default(),
+            tally,
+            gate,
+            input,
+            stop,
+            max_rate: DEFAULT_MAX_RATE,
+            can_wait: true,
+            units: 0,
+        }
+    }
 }
 
 impl Feed<'_> {
@@ -167,15 +213,16 @@ impl Feed<'_> {
         self.units = 0;
         self.warnings = Warnings::default();
         tracing::debug!(%source, "reading");
+        self.can_wait = !source.is_live();
         let result = match source {
-            SourceName::Stdin => {
-                self.can_wait = false;
-                stdin::read(source, self)
-            }
+            SourceName::Stdin => stdin::read(source, self),
+            SourceName::Udp(address) => udp::read(source, address, self.max_rate, self),
             SourceName::File(path) => {
-                self.can_wait = true;
+                self.input.set(InputState::Recording);
                 file::read(source, path, self)
             }
+            // `watch` reads the files in it.
+            SourceName::Folder(_) => Err(SourceError::Folder.into()),
         };
         self.warnings.end(source);
         let bytes = result?;
@@ -190,6 +237,7 @@ impl Feed<'_> {
     /// Bytes of the source have been read.
     fn count_read(&mut self, bytes: u64) -> Result<(), Halt> {
         self.tally.add_read(bytes);
+        self.input.add(Count::Bytes, bytes);
         if self.stop.is_cancelled() {
             return Err(Halt::Asked);
         }
@@ -200,6 +248,7 @@ impl Feed<'_> {
     fn take(&mut self, source: &SourceName, event: SourceEvent) -> Result<(), Halt> {
         match event {
             SourceEvent::Warning(warning) => {
+                self.input.add(Count::Warnings, 1);
                 self.warnings.tell(source, warning, Instant::now());
                 return Ok(());
             }
@@ -232,6 +281,15 @@ impl Feed<'_> {
         if self.can_wait && self.gate.is_closed() && !self.gate.pass(self.stop) {
             return Err(Halt::Asked);
         }
+        Ok(())
+    }
+
+    /// Closes what is open; what comes next begins a new run.
+    fn end_run(&mut self) -> Result<(), Halt> {
+        let ended = self.recorder.take(SourceEvent::Discontinuity);
+        ended.map_err(Halt::Record)?;
+        self.tally
+            .set_cut(self.recorder.closed(), self.recorder.closed_bytes());
         Ok(())
     }
 

@@ -7,14 +7,12 @@ use std::{
     io::{self, Read},
     sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
     thread,
+    time::Instant,
 };
 
-use media::{
-    sniff::{Container, sniff},
-    ts::demux::Demuxer,
-};
+use media::sniff::{Container, sniff};
 
-use super::{Feed, Halt, MAX_SLEEP, SourceError, SourceName};
+use super::{Feed, Halt, MAX_SLEEP, SourceError, SourceName, live::Live};
 
 /// Bytes asked for at once; a pipe gives at most 64 KiB unless it was made larger.
 const READ_BYTES: usize = 256 << 10;
@@ -25,7 +23,6 @@ type Piece = io::Result<Vec<u8>>;
 
 /// Feeds standard input to its end; how many bytes came.
 pub(super) fn read(source: &SourceName, feed: &mut Feed<'_>) -> Result<u64, Halt> {
-    feed.joiner.begin_source(false);
     let pieces = pieces(io::stdin())?;
     demux(source, &pieces, feed)
 }
@@ -56,34 +53,30 @@ fn pieces(mut input: impl Read + Send + 'static) -> Result<Receiver<Piece>, Sour
 }
 
 fn demux(source: &SourceName, pieces: &Receiver<Piece>, feed: &mut Feed<'_>) -> Result<u64, Halt> {
-    let mut demuxer = Demuxer::new();
-    let mut events = Vec::new();
-    let mut offset = 0;
+    let mut live = Live::begin(false, Instant::now(), feed);
     loop {
         let mut end = None;
         match pieces.recv_timeout(MAX_SLEEP) {
             Ok(Ok(bytes)) => {
-                if offset == 0 && sniff(&bytes) == Ok(Container::Mp4) {
+                if live.bytes() == 0 && sniff(&bytes) == Ok(Container::Mp4) {
                     return Err(SourceError::Mp4OnStdin.into());
                 }
-                demuxer.push(&bytes, &mut events);
-                offset += bytes.len() as u64;
-                feed.tally.add_read(bytes.len() as u64);
+                live.push(source, &bytes, Instant::now(), feed)?;
             }
-            Ok(Err(source)) => end = Some(Err(SourceError::Read { offset, source })),
-            Err(RecvTimeoutError::Disconnected) => end = Some(Ok(offset)),
-            Err(RecvTimeoutError::Timeout) => {}
+            Ok(Err(error)) => {
+                end = Some(Err(SourceError::Read {
+                    offset: live.bytes(),
+                    source: error,
+                }));
+            }
+            Err(RecvTimeoutError::Disconnected) => end = Some(Ok(live.bytes())),
+            Err(RecvTimeoutError::Timeout) => live.tick(source, Instant::now(), feed)?,
         }
         if feed.stop.is_cancelled() && end.is_none() {
-            end = Some(Ok(offset));
-        }
-        if end.is_some() {
-            demuxer.finish(&mut events);
-        }
-        for event in events.drain(..) {
-            feed.take(source, event)?;
+            end = Some(Ok(live.bytes()));
         }
         if let Some(end) = end {
+            live.finish(source, feed)?;
             return Ok(end?);
         }
     }

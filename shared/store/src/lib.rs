@@ -21,6 +21,7 @@ mod restamp;
 mod retention;
 mod steady;
 mod store;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -36,6 +37,7 @@ pub use recording::MAX_RECORDING_SEGMENTS;
 pub use restamp::RESTAMP_TOLERANCE_MS;
 pub use retention::RetentionLimits;
 pub use store::Store;
+pub use taken::{FileId, MAX_TAKEN, OnHub, Progress, Taken, TakenState};
 pub use writer::SegmentWriter;
 
 /// How a store behaves.

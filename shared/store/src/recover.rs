@@ -133,6 +133,10 @@ impl Store {
             read => read.at(&partial)?,
         };
         bytes.truncate(whole_bytes(&bytes));
+        if self.is_being_taken(stream)? {
+            // Its file still has the rest: what is here ends at a part that is surely whole, to go on behind.
+            bytes.truncate(last_part(&bytes));
+        }
         let Some(duration) = media_duration(&bytes) else {
             tracing::warn!(%stream, number = number.0, "an open segment held no whole access unit: it becomes a hole");
             self.abandon(stream, number)?;
@@ -152,6 +156,7 @@ impl Store {
                 hash: SegmentHash::of(&bytes),
                 ..row.info
             },
+            false,
         )?;
         Ok(true)
     }
@@ -261,6 +266,13 @@ fn is_stuffed(packet: &[u8; TS_PACKET_BYTES]) -> bool {
             None => true,
             Some(last) => rest.get(last) == Some(&STUFFING),
         }
+}
+
+/// Where the last part begins: each begins with a program association table.
+fn last_part(bytes: &[u8]) -> usize {
+    let (packets, _) = bytes.as_chunks::<TS_PACKET_BYTES>();
+    let begins = |packet: &[u8; TS_PACKET_BYTES]| matches!(packet, [SYNC_BYTE, flags, 0, ..] if flags & UNIT_START != 0 && flags & 0x1f == 0);
+    packets.iter().rposition(begins).unwrap_or(0) * TS_PACKET_BYTES
 }
 
 /// The duration of a segment's first track: from its first to its last access unit and one more like it.

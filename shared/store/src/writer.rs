@@ -17,7 +17,7 @@ use model::{
 
 use crate::{
     OpenSegment, OpenView, Store,
-    catalog::segments,
+    catalog::{segments, taken},
     error::{AtPath, Result, StoreError},
     files::{self, hash_of, sync_folder},
     store::Opened,
@@ -137,6 +137,12 @@ impl SegmentWriter {
         Ok(())
     }
 
+    /// Closes the segment before its end: what a source that can wait still has of it comes under another
+    /// number. Otherwise as [`Self::close`].
+    pub fn close_early(self, duration: MediaDuration) -> Result<SegmentInfo> {
+        self.close_as(duration, None, false)
+    }
+
     /// Closes the segment: fsync, rename, fsync of the folder, then row *here* and live list in one commit.
     ///
     /// With `expected`, length and hash must agree: otherwise the partial is dropped and the error says so;
@@ -145,6 +151,15 @@ impl SegmentWriter {
         self,
         duration: MediaDuration,
         expected: Option<(u64, SegmentHash)>,
+    ) -> Result<SegmentInfo> {
+        self.close_as(duration, expected, true)
+    }
+
+    fn close_as(
+        self,
+        duration: MediaDuration,
+        expected: Option<(u64, SegmentHash)>,
+        whole: bool,
     ) -> Result<SegmentInfo> {
         let hash = self.hash();
         // Two sessions of a device may for a moment write one partial: then the file has more than we wrote.
@@ -167,7 +182,7 @@ impl SegmentWriter {
             hash,
             independent: self.open.independent,
         };
-        self.store.commit_closed(&self.stream, &info)?;
+        self.store.commit_closed(&self.stream, &info, whole)?;
         Ok(info)
     }
 
@@ -229,10 +244,21 @@ impl Drop for SegmentWriter {
 }
 
 impl Store {
-    /// Row *here*, live list, then everything that readers see.
-    pub(crate) fn commit_closed(&self, stream: &StreamName, info: &SegmentInfo) -> Result<()> {
-        let wall_start =
-            self.change_live(stream, |c, row| Ok(segments::close(c, row.id, info)?))?;
+    /// Row *here*, how far a file being taken is, live list; then everything that readers see. `whole`: it
+    /// ends where the segmenter ended it.
+    pub(crate) fn commit_closed(
+        &self,
+        stream: &StreamName,
+        info: &SegmentInfo,
+        whole: bool,
+    ) -> Result<()> {
+        let edge = self.inner().options.local_playlists;
+        let wall_start = self.change_live(stream, |c, row| {
+            if edge {
+                taken::note_closed(c, stream, info, whole)?;
+            }
+            Ok(segments::close(c, row.id, info)?)
+        })?;
         let info = &SegmentInfo {
             wall_start,
             ..*info
@@ -249,6 +275,7 @@ impl Store {
         self.change_live(stream, |c, row| {
             if edge {
                 segments::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
+                taken::note_void(c, stream, number)?;
             } else {
                 segments::unopen(c, row.id, number)?;
             }

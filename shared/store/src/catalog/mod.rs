@@ -9,6 +9,7 @@ pub(crate) mod live;
 pub(crate) mod segments;
 pub(crate) mod spans;
 pub(crate) mod streams;
+pub(crate) mod taken;
 
 use std::{
     path::{Path, PathBuf},

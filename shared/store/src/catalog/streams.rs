@@ -120,6 +120,22 @@ pub(crate) fn tell_to_end(
     Ok(())
 }
 
+/// Whether `run` records it.
+pub(crate) fn set_recorded(c: &Connection, id: i64, recorded: bool) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE stream SET recorded = ?2 WHERE id = ?1 AND recorded <> ?2")?
+        .execute(params![id, recorded])?;
+    Ok(())
+}
+
+/// Streams that `run` recorded and nothing has ended.
+pub(crate) fn recorded(c: &Connection) -> rusqlite::Result<Vec<StreamRow>> {
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM stream WHERE recorded = 1 AND told_to_end = 0 ORDER BY name"
+    ))?
+    .query_map([], from_row)?
+    .collect()
+}
+
 /// Segments come again after an end: a new stretch begins.
 pub(crate) fn begin_anew(c: &Connection, id: i64, first: SegmentNumber) -> rusqlite::Result<()> {
     c.prepare_cached(

@@ -21,3 +21,27 @@ CREATE TABLE boot_clock (
 -- Where a run's first listed segment stood on the live list: all others of it stand by that (see live.rs).
 ALTER TABLE run ADD COLUMN live_wall_ms INTEGER;
 ALTER TABLE run ADD COLUMN live_media_90k INTEGER;
+
+-- Edge: `run` records it, and ends it when its configuration drops it.
+ALTER TABLE stream ADD COLUMN recorded INTEGER NOT NULL DEFAULT 0;
+
+-- Edge: files of watched folders, and how far each is in the store. By the stream's name: a file may be
+-- refused before its stream has a row.
+CREATE TABLE taken (
+    stream      TEXT NOT NULL,
+    name        BLOB NOT NULL,                 -- in its folder
+    size        INTEGER NOT NULL,
+    mtime_ns    INTEGER NOT NULL,
+    fingerprint BLOB NOT NULL,                 -- of its first and last bytes
+    target_ms   INTEGER NOT NULL,              -- the target duration it is cut with
+    state       INTEGER NOT NULL,              -- 0 being taken, 1 interrupted, 2 taken whole, 3 refused
+    segments    INTEGER NOT NULL DEFAULT 0,    -- of its segments, so many are here whole
+    bytes       INTEGER NOT NULL DEFAULT 0,    -- and so much of the next one, under a number of its own
+    run         INTEGER,                       -- of the last of them
+    first       INTEGER,                       -- lowest and highest number
+    last        INTEGER,
+    void        INTEGER NOT NULL DEFAULT 0,    -- numbers between that hold nothing of it
+    reason      TEXT,                          -- why it was refused
+    PRIMARY KEY (stream, name)
+) WITHOUT ROWID;
+CREATE INDEX taken_now ON taken (stream) WHERE state = 0;

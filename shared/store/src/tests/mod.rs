@@ -6,6 +6,7 @@ mod lists;
 mod model_based;
 mod replication;
 mod restamp;
+mod taken;
 mod upkeep;
 
 use std::path::Path;

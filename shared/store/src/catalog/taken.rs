@@ -1,0 +1,194 @@
+//! Rows of files taken from watched folders.
+
+use model::{SegmentInfo, SegmentNumber, StreamName};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::segments;
+use crate::taken::{FileId, Progress, Taken, TakenState};
+
+const COLUMNS: &str = "name, size, mtime_ns, fingerprint, target_ms, state, segments, bytes, run, first, last, void, reason";
+
+fn from_row(row: &Row<'_>) -> rusqlite::Result<Taken> {
+    let unsigned = |column| {
+        row.get::<_, i64>(column)
+            .map(|n| u64::try_from(n).unwrap_or(0))
+    };
+    let fingerprint: Vec<u8> = row.get(3)?;
+    let number = |column| {
+        row.get::<_, Option<i64>>(column)
+            .map(|n| n.map(segments::number))
+    };
+    Ok(Taken {
+        id: FileId {
+            name: row.get(0)?,
+            size: unsigned(1)?,
+            mtime_ns: row.get(2)?,
+            fingerprint: fingerprint.try_into().unwrap_or([0; 32]),
+        },
+        target_ms: unsigned(4)?,
+        state: TakenState::from_code(row.get(5)?),
+        progress: Progress {
+            segments: unsigned(6)?,
+            bytes: unsigned(7)?,
+            run: number(8)?,
+        },
+        first: number(9)?,
+        last: number(10)?,
+        void: unsigned(11)?,
+        reason: row.get(12)?,
+    })
+}
+
+pub(crate) fn find(
+    c: &Connection,
+    stream: &StreamName,
+    name: &[u8],
+) -> rusqlite::Result<Option<Taken>> {
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM taken WHERE stream = ?1 AND name = ?2"
+    ))?
+    .query_row(params![stream.as_str(), name], from_row)
+    .optional()
+}
+
+pub(crate) fn all(
+    c: &Connection,
+    stream: &StreamName,
+    limit: usize,
+) -> rusqlite::Result<Vec<Taken>> {
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM taken WHERE stream = ?1 ORDER BY name LIMIT ?2"
+    ))?
+    .query_map(params![stream.as_str(), limit as i64], from_row)?
+    .collect()
+}
+
+/// A file not seen before, or another of that name.
+pub(crate) fn put(
+    c: &Connection,
+    stream: &StreamName,
+    id: &FileId,
+    target_ms: u64,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "INSERT OR REPLACE INTO taken (stream, name, size, mtime_ns, fingerprint, target_ms, state)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0)",
+    )?
+    .execute(params![
+        stream.as_str(),
+        id.name,
+        i64::try_from(id.size).unwrap_or(i64::MAX),
+        id.mtime_ns,
+        id.fingerprint.as_slice(),
+        i64::try_from(target_ms).unwrap_or(i64::MAX),
+    ])?;
+    Ok(())
+}
+
+/// Whatever of a stream is being taken is not any more.
+pub(crate) fn interrupt(c: &Connection, stream: &StreamName) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE taken SET state = 1 WHERE stream = ?1 AND state = 0")?
+        .execute([stream.as_str()])?;
+    Ok(())
+}
+
+pub(crate) fn set_state(
+    c: &Connection,
+    stream: &StreamName,
+    name: &[u8],
+    state: TakenState,
+    reason: Option<&str>,
+) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE taken SET state = ?3, reason = ?4 WHERE stream = ?1 AND name = ?2")?
+        .execute(params![stream.as_str(), name, state.code(), reason])?;
+    Ok(())
+}
+
+pub(crate) fn set_mtime(
+    c: &Connection,
+    stream: &StreamName,
+    name: &[u8],
+    mtime_ns: i64,
+) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE taken SET mtime_ns = ?3 WHERE stream = ?1 AND name = ?2")?
+        .execute(params![stream.as_str(), name, mtime_ns])?;
+    Ok(())
+}
+
+pub(crate) fn forget(c: &Connection, stream: &StreamName, name: &[u8]) -> rusqlite::Result<()> {
+    c.prepare_cached("DELETE FROM taken WHERE stream = ?1 AND name = ?2")?
+        .execute(params![stream.as_str(), name])?;
+    Ok(())
+}
+
+/// Whether a file of this stream is being taken.
+pub(crate) fn is_under_way(c: &Connection, stream: &StreamName) -> rusqlite::Result<bool> {
+    c.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM taken INDEXED BY taken_now WHERE stream = ?1 AND state = 0)",
+    )?
+    .query_row([stream.as_str()], |row| row.get(0))
+}
+
+/// A segment is here: the file being taken is so much further. One that was closed before its end counts
+/// by its bytes.
+pub(crate) fn note_closed(
+    c: &Connection,
+    stream: &StreamName,
+    info: &SegmentInfo,
+    whole: bool,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE taken INDEXED BY taken_now
+         SET segments = segments + ?4, bytes = IIF(?4, 0, bytes + ?5),
+             run = ?2, first = COALESCE(first, ?3), last = ?3
+         WHERE stream = ?1 AND state = 0",
+    )?
+    .execute(params![
+        stream.as_str(),
+        segments::sql(info.run),
+        segments::sql(info.number),
+        whole,
+        i64::try_from(info.bytes).unwrap_or(i64::MAX),
+    ])?;
+    Ok(())
+}
+
+/// A number was given up with nothing in it.
+pub(crate) fn note_void(
+    c: &Connection,
+    stream: &StreamName,
+    number: SegmentNumber,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE taken INDEXED BY taken_now
+         SET void = void + 1, first = COALESCE(first, ?2), last = ?2
+         WHERE stream = ?1 AND state = 0",
+    )?
+    .execute(params![stream.as_str(), segments::sql(number)])?;
+    Ok(())
+}
+
+/// Of a range of a stream's numbers: rows that the hub does not have the bytes of, and numbers that were
+/// given up without it having had them.
+pub(crate) fn missing_on_hub(
+    c: &Connection,
+    stream: i64,
+    first: SegmentNumber,
+    last: SegmentNumber,
+) -> rusqlite::Result<(u64, u64)> {
+    let bounds = params![stream, segments::sql(first), segments::sql(last)];
+    let unstored: i64 = c
+        .prepare_cached(
+            "SELECT COUNT(*) FROM segment WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND stored <> 1",
+        )?
+        .query_row(bounds, |row| row.get(0))?;
+    let mut lost = 0;
+    for (range, reason) in segments::tombstones(c, stream)? {
+        if reason != model::HoleReason::Expired {
+            let from = range.start().0.max(first.0);
+            let to = range.end().0.min(last.0);
+            lost += to.saturating_add(1).saturating_sub(from);
+        }
+    }
+    Ok((u64::try_from(unstored).unwrap_or(0), lost))
+}

@@ -1,0 +1,192 @@
+//! Files of watched folders: how far each is survives what kills the program.
+
+use super::{Site, TWO_SECONDS, bytes_of, gate, n, open, put};
+use crate::{FileId, OnHub, Progress, TakenState};
+
+fn file(name: &str, fingerprint: u8) -> FileId {
+    FileId {
+        name: name.as_bytes().to_vec(),
+        size: 1_000,
+        mtime_ns: 5,
+        fingerprint: [fingerprint; 32],
+    }
+}
+
+fn progress(segments: u64, bytes: u64, run: u64) -> Progress {
+    Progress {
+        segments,
+        bytes,
+        run: Some(n(run)),
+    }
+}
+
+/// A part as the muxer makes it: it begins with a program association table.
+fn part(fill: u8) -> Vec<u8> {
+    let mut bytes = vec![0x47, 0x40, 0x00, 0x10];
+    bytes.resize(188, 0xff);
+    bytes.extend([0x47, 0x01, 0x00, 0x10]);
+    bytes.resize(376, fill);
+    bytes
+}
+
+#[test]
+fn progress_is_in_the_commit_of_each_segment() {
+    let mut site = Site::edge();
+    let begun = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
+    assert_eq!(
+        (begun.state, begun.progress),
+        (TakenState::UnderWay, Progress::default())
+    );
+    put(site.store(), 1, 1);
+    put(site.store(), 2, 1);
+    // The third is told to stop early, after a part.
+    let mut third = site.store().open_segment(&gate(), open(3, 1)).unwrap();
+    third.append(&bytes_of(3)).unwrap();
+    third.finish_part(TWO_SECONDS, true).unwrap();
+    third.close_early(TWO_SECONDS).unwrap();
+    site.restart();
+    let again = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 9_999)
+        .unwrap();
+    assert_eq!(again.progress, progress(2, 564, 1));
+    assert_eq!(again.target_ms, 2_000, "it is cut as it was begun");
+    put(site.store(), 4, 1);
+    let again = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
+    assert_eq!(again.progress, progress(3, 0, 1));
+    assert_eq!((again.first, again.last), (Some(n(1)), Some(n(4))));
+    // Another file of that name is taken from its beginning.
+    let other = site
+        .store()
+        .begin_taken(&gate(), &file("a", 2), 2_000)
+        .unwrap();
+    assert_eq!((other.progress, other.first), (Progress::default(), None));
+}
+
+#[test]
+fn one_file_at_a_time_counts() {
+    let site = Site::edge();
+    let store = site.store();
+    store.begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
+    put(store, 1, 1);
+    store.begin_taken(&gate(), &file("b", 1), 2_000).unwrap();
+    put(store, 2, 2);
+    store
+        .set_taken(&gate(), b"b", TakenState::Whole, None)
+        .unwrap();
+    put(store, 3, 3);
+    let counts: Vec<_> = store
+        .taken(&gate())
+        .unwrap()
+        .into_iter()
+        .map(|t| (t.state, t.progress.segments, t.last))
+        .collect();
+    assert_eq!(
+        counts,
+        [
+            (TakenState::Interrupted, 1, Some(n(1))),
+            (TakenState::Whole, 1, Some(n(2)))
+        ]
+    );
+}
+
+#[test]
+fn a_kill_leaves_whole_parts_and_what_is_counted_is_what_is_here() {
+    let mut site = Site::edge();
+    site.store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
+    // Killed before a byte: the number is void.
+    drop(site.store().open_segment(&gate(), open(1, 1)).unwrap());
+    site.restart();
+    let begun = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
+    assert_eq!((begun.progress, begun.void), (Progress::default(), 1));
+    // Killed within the first part: nothing of it is surely whole.
+    let mut writer = site.store().open_segment(&gate(), open(2, 1)).unwrap();
+    writer.append(&part(1)[..300]).unwrap();
+    drop(writer);
+    site.restart();
+    let begun = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
+    assert_eq!((begun.progress.bytes, begun.void), (0, 2));
+    assert!(site.store().list(&gate(), n(0), 9).unwrap().is_empty());
+}
+
+#[test]
+fn a_file_may_go_only_when_the_hub_has_all_of_it() {
+    let site = Site::edge();
+    let store = site.store();
+    store.begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
+    assert_eq!(store.taken_on_hub(&gate(), b"a").unwrap(), OnHub::Lost(1));
+    put(store, 1, 1);
+    // A number without anything in it is no loss.
+    drop(store.open_segment(&gate(), open(2, 1)).unwrap());
+    store.abandon(&gate(), n(2)).unwrap();
+    put(store, 3, 1);
+    store
+        .set_taken(&gate(), b"a", TakenState::Whole, None)
+        .unwrap();
+    assert_eq!(store.taken_on_hub(&gate(), b"a").unwrap(), OnHub::NotYet(2));
+    store.mark_stored(&gate(), n(1)).unwrap();
+    assert_eq!(store.taken_on_hub(&gate(), b"a").unwrap(), OnHub::NotYet(1));
+    store.mark_stored(&gate(), n(3)).unwrap();
+    assert_eq!(store.taken_on_hub(&gate(), b"a").unwrap(), OnHub::All);
+    // One that is damaged here before the hub has it is lost: the file is kept.
+    store.begin_taken(&gate(), &file("b", 1), 2_000).unwrap();
+    put(store, 4, 1);
+    put(store, 5, 1);
+    store
+        .set_taken(&gate(), b"b", TakenState::Whole, None)
+        .unwrap();
+    store.mark_stored(&gate(), n(5)).unwrap();
+    store
+        .inner()
+        .catalog
+        .write(|c| {
+            let row = crate::catalog::streams::get(c, &gate())?;
+            let reason = model::HoleReason::Evicted;
+            Ok(crate::catalog::segments::bury(
+                c,
+                row.id,
+                &(n(4)..=n(4)),
+                reason,
+            )?)
+        })
+        .unwrap();
+    assert_eq!(store.taken_on_hub(&gate(), b"b").unwrap(), OnHub::Lost(1));
+    store.forget_taken(&gate(), b"b").unwrap();
+    assert_eq!(store.taken(&gate()).unwrap().len(), 1);
+}
+
+#[test]
+fn only_what_run_recorded_is_ended_when_its_configuration_drops_it() {
+    let mut site = Site::edge();
+    let store = site.store();
+    put(store, 1, 1);
+    assert!(store.recorded_streams().unwrap().is_empty());
+    store.mark_recorded(&gate()).unwrap();
+    let mut left = store.open_segment(&gate(), open(2, 1)).unwrap();
+    left.append(&bytes_of(2)).unwrap();
+    drop(left);
+    site.restart();
+    let store = site.store();
+    assert_eq!(store.recorded_streams().unwrap(), [gate()]);
+    store.end_recorded(&gate()).unwrap();
+    assert!(store.live_playlist(&gate()).unwrap().unwrap().ended);
+    assert!(store.recorded_streams().unwrap().is_empty());
+    // It may be recorded again: the list goes on.
+    put(store, 3, 3);
+    store.mark_recorded(&gate()).unwrap();
+    assert_eq!(store.recorded_streams().unwrap(), [gate()]);
+}
