@@ -62,7 +62,7 @@ fn hello() -> Hello {
 }
 
 fn every_to_hub() -> Vec<ToHub> {
-    let range = SegmentNumber(1)..=SegmentNumber(u64::MAX);
+    let range = SegmentNumber(1)..=SegmentNumber(1 << 62);
     vec![
         ToHub::Hello(hello()),
         ToHub::Enrol {
@@ -105,6 +105,13 @@ fn every_to_hub() -> Vec<ToHub> {
             stream: stream(),
             last: Some(SegmentNumber(7)),
         },
+        ToHub::Holding {
+            stream: stream(),
+            within: SegmentNumber(0)..=SegmentNumber(u64::MAX),
+            ranges: (0..MAX_RANGES as u64)
+                .map(|i| SegmentNumber(i << 50)..=SegmentNumber((i << 50) + 9))
+                .collect(),
+        },
     ]
 }
 
@@ -115,6 +122,12 @@ fn every_to_edge() -> Vec<ToEdge> {
             name: "site-1".parse().unwrap(),
             hub_time: WallTime(1_777_000_000_000),
             floors: vec![("x".repeat(64).parse().unwrap(), number); MAX_FLOORS],
+        },
+        ToEdge::Collides {
+            stream: stream(),
+            number,
+            floor: SegmentNumber(1 << 62),
+            compared: true,
         },
         ToEdge::Refused {
             reason: "this device is disabled".into(),
@@ -237,6 +250,19 @@ fn nonsense_is_named() {
         stream: stream(),
         info: info(),
     };
+    let holes = || ToHub::Holes {
+        stream: stream(),
+        ranges: std::iter::once(SegmentNumber(2)..=SegmentNumber(4)).collect(),
+        reason: HoleReason::Evicted,
+    };
+    let holding = || ToHub::Holding {
+        stream: stream(),
+        within: SegmentNumber(2)..=SegmentNumber(9),
+        ranges: vec![
+            SegmentNumber(2)..=SegmentNumber(4),
+            SegmentNumber(7)..=SegmentNumber(8),
+        ],
+    };
     let of =
         |m: &mut wire::SegmentClosed, f: fn(&mut wire::Segment)| f(m.segment.as_mut().unwrap());
     let errors = [
@@ -260,6 +286,14 @@ fn nonsense_is_named() {
         spoiled!(ToHub::SegmentStart(start()), SegmentStart, m => m.run.as_mut().unwrap().codecs = "a\"\nb".into()),
         spoiled!(ToHub::SegmentStart(start()), SegmentStart, m => m.run.as_mut().unwrap().width = 0),
         spoiled!(ToHub::SegmentStart(start()), SegmentStart, m => m.run.as_mut().unwrap().target_duration_s = 0),
+        spoiled!(ToHub::SegmentStart(start()), SegmentStart, m => m.number = u64::MAX),
+        spoiled!(ToHub::Chunk(chunk(1)), Chunk, m => m.number = i64::MAX as u64),
+        spoiled!(closed(), SegmentClosed, m => of(m, |s| s.number = (1 << 62) + 1)),
+        spoiled!(holes(), Holes, m => m.ranges[0].last = u64::MAX),
+        spoiled!(holes(), Holes, m => m.ranges[0].first = 9),
+        spoiled!(holding(), Holding, m => m.ranges.reverse()),
+        spoiled!(holding(), Holding, m => m.first = 4),
+        spoiled!(holding(), Holding, m => m.ranges[1].first = 4),
     ];
     assert_eq!(
         errors,
@@ -284,6 +318,14 @@ fn nonsense_is_named() {
             "codecs is malformed",
             "width 0 is out of range",
             "target duration 0 is out of range",
+            "segment number 18446744073709551615 is out of range",
+            "segment number 9223372036854775807 is out of range",
+            "segment number 4611686018427387905 is out of range",
+            "segment number 18446744073709551615 is out of range",
+            "range end 4 is out of range",
+            "order of held ranges is malformed",
+            "order of held ranges is malformed",
+            "order of held ranges is malformed",
         ]
     );
 }
