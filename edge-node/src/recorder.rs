@@ -66,8 +66,6 @@ pub(crate) struct Recorder {
     stream: StreamName,
     store: Store,
     numbers: Numbers,
-    /// The lowest number that catalog and hub know to be unused.
-    floor: SegmentNumber,
     segmenter: Segmenter,
     cuts: Vec<Cut>,
     next_wall: WallClock,
@@ -114,11 +112,6 @@ impl Recorder {
             Err(StoreError::NoSuchStream(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        let floor = match store.floor(&stream) {
-            Ok(floor) => floor,
-            Err(StoreError::NoSuchStream(_)) => SegmentNumber::default(),
-            Err(error) => return Err(error.into()),
-        };
         let segmenter = Segmenter::new(SegmenterConfig {
             target_duration: MediaDuration::from_duration(config.target_duration),
             list_target_s,
@@ -129,7 +122,6 @@ impl Recorder {
             stream,
             store,
             numbers,
-            floor,
             segmenter,
             cuts: Vec::new(),
             next_wall: WallClock::Arrival,
@@ -211,7 +203,7 @@ impl Recorder {
                 },
                 State::Between(run),
             ) => {
-                let number = self.numbers.take(&self.stream, self.floor)?;
+                let number = self.next_number()?;
                 self.open(run, number, media_start, independent)?
             }
             (
@@ -261,7 +253,7 @@ impl Recorder {
             }
         };
         self.store.register_stream(&self.stream, None)?;
-        let number = self.numbers.take(&self.stream, self.floor)?;
+        let number = self.next_number()?;
         let info = RunInfo {
             run: number,
             codecs: format.codecs,
@@ -282,6 +274,12 @@ impl Recorder {
             media_start,
         };
         self.open(run, number, media_start, independent)
+    }
+
+    /// Above all that the catalog knows to be used; a renumbering may have used more since the last one.
+    fn next_number(&self) -> Result<SegmentNumber> {
+        let floor = self.store.floor(&self.stream)?;
+        Ok(self.numbers.take(&self.stream, floor)?)
     }
 
     fn open(

@@ -88,6 +88,11 @@ impl Collector for Link {
                 "Segments received whole and made durable",
                 c.segments_stored,
             ),
+            (
+                "link_identity_conflicts",
+                "Times that a box came back after another one with its identity",
+                c.identity_conflicts,
+            ),
         ] {
             one(&mut encoder, name, help, &ConstCounter::new(count))?;
         }
@@ -215,6 +220,8 @@ mod tests {
             handshakes_refused: 8,
             segments_shipped: 9,
             segments_stored: 10,
+            new_bytes_sent: 11,
+            identity_conflicts: 12,
         };
         let sessions = vec![
             session("pole-7", Some(Duration::from_millis(40))),
@@ -238,6 +245,7 @@ mod tests {
             "penstock_link_handshakes_total 7",
             "penstock_link_handshakes_refused_total 8",
             "penstock_link_segments_stored_total 10",
+            "penstock_link_identity_conflicts_total 12",
             "penstock_link_sessions 2",
             "# TYPE penstock_link_rtt_seconds gauge",
             "penstock_link_rtt_seconds{device=\"pole-7\"} 0.04",

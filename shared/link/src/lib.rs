@@ -73,6 +73,10 @@ pub struct Counters {
     pub segments_shipped: u64,
     /// Segments that the hub has stored, as this end saw it.
     pub segments_stored: u64,
+    /// Edge: media bytes sent for the first time; what goes again counts once.
+    pub new_bytes_sent: u64,
+    /// Hub: sessions that were replaced while their box was still there: two boxes use one identity.
+    pub identity_conflicts: u64,
 }
 
 impl Counters {
@@ -90,6 +94,8 @@ impl Counters {
             handshakes_refused: endpoint.handshakes_refused,
             segments_shipped: 0,
             segments_stored: 0,
+            new_bytes_sent: 0,
+            identity_conflicts: 0,
         }
     }
 }

@@ -78,9 +78,50 @@ impl Store {
         let Some((newest, hour)) = self.newest_hour(stream)? else {
             return Ok(());
         };
+        let text = self.hour_list(stream, newest.wall_start)?;
+        let path = self.inner().layout.stream(stream).join(hour);
+        let there = fs::read_to_string(&path).unwrap_or_default();
+        if there.strip_suffix(HOUR_LIST_END).unwrap_or(&there) == text {
+            return Ok(());
+        }
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, &text).at(&temporary)?;
+        fs::rename(&temporary, &path).at(&path)
+    }
+
+    /// The hour lists of segments in a range of numbers (the end excluded) are what the ledger says.
+    pub(crate) fn rewrite_hour_lists(
+        &self,
+        stream: &StreamName,
+        first: SegmentNumber,
+        end: SegmentNumber,
+    ) -> Result<()> {
+        let hours = self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::hours_of(c, row.id, first, end, HOUR_MS)?)
+        })?;
+        for hour in hours {
+            let Some(name) = hour_name(hour) else {
+                continue;
+            };
+            let path = self.inner().layout.stream(stream).join(&name);
+            let ended = fs::read_to_string(&path).is_ok_and(|text| text.ends_with(HOUR_LIST_END));
+            let mut text = self.hour_list(stream, hour)?;
+            if ended {
+                text += HOUR_LIST_END;
+            }
+            let temporary = path.with_extension("new");
+            fs::write(&temporary, &text).at(&temporary)?;
+            fs::rename(&temporary, &path).at(&path)?;
+        }
+        Ok(())
+    }
+
+    /// The list of the UTC hour around a time as the ledger says, without its end.
+    fn hour_list(&self, stream: &StreamName, time: WallTime) -> Result<String> {
         let entries: Vec<SegmentInfo> = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            let (from, to) = hour_around(newest.wall_start);
+            let (from, to) = hour_around(time);
             let rows = segments::here_between(c, row.id, from, to, MAX_HOUR_ENTRIES)?;
             Ok(rows.into_iter().map(|row| row.info).collect())
         })?;
@@ -90,14 +131,7 @@ impl Store {
             text += &playlist::hour_list_entry(info, before, UriForm::Folder);
             before = Some(info);
         }
-        let path = self.inner().layout.stream(stream).join(hour);
-        let there = fs::read_to_string(&path).unwrap_or_default();
-        if there.strip_suffix(HOUR_LIST_END).unwrap_or(&there) == text {
-            return Ok(());
-        }
-        let temporary = path.with_extension("new");
-        fs::write(&temporary, &text).at(&temporary)?;
-        fs::rename(&temporary, &path).at(&path)
+        Ok(text)
     }
 
     /// Ends the newest hour list once its hour is over and nothing is being written.

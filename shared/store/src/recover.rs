@@ -39,6 +39,7 @@ impl Store {
         let mut report = RecoveryReport::default();
         let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
         for row in &all {
+            self.recover_renumbering(row)?;
             self.recover_open(row, &mut report)?;
             self.recover_folders(row, &mut report)?;
             self.sweep_below_first(&row.name, row.id)?;

@@ -24,7 +24,7 @@ use crate::{
     OpenSegment, OpenView, Playlist, RecoveryReport, SegmentWriter, StoreOptions, StreamState,
     StreamSummary,
     catalog::{
-        Catalog, Fault,
+        Catalog, Fault, renumber,
         segments::{self, SegmentRow, State},
         spans,
         streams::{self, StreamRow},
@@ -232,12 +232,13 @@ impl Store {
     }
 
     fn summary(&self, row: streams::StreamRow) -> Result<StreamSummary> {
-        let (run, spans, totals, unshipped) = self.inner.catalog.read(|c| {
+        let (run, spans, totals, unshipped, given_up) = self.inner.catalog.read(|c| {
             Ok((
                 streams::newest_run(c, row.id)?,
                 spans::newest(c, row.id, MAX_RANGES)?,
                 spans::totals(c, row.id)?,
                 segments::count_unshipped(c, row.id)?,
+                segments::count_given_up(c, row.id)?,
             ))
         })?;
         let writing = self.is_written(&row.name);
@@ -259,6 +260,7 @@ impl Store {
             last_number: totals.last,
             unshipped: unshipped.0,
             unshipped_bytes: unshipped.1,
+            given_up: given_up.iter().map(|(_, count)| count).sum(),
         })
     }
 
@@ -276,7 +278,8 @@ impl Store {
         written.unwrap_or(false)
     }
 
-    /// A run begins; its number is the number of its first segment. Idempotent.
+    /// A run begins; its number is the number of its first segment. Idempotent; another run of that number is
+    /// never overwritten: that is `NumberUsed`.
     pub fn put_run(&self, stream: &StreamName, run: &RunInfo) -> Result<()> {
         let known = self.run(stream, run.run)?;
         if known.as_ref() == Some(run) {
@@ -284,7 +287,15 @@ impl Store {
         }
         self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
-            Ok(streams::put_run(c, row.id, run)?)
+            streams::put_run(c, row.id, run)?;
+            if streams::run(c, row.id, run.run)?.as_ref() != Some(run) {
+                return Err(StoreError::NumberUsed {
+                    stream: stream.clone(),
+                    number: run.run,
+                }
+                .into());
+            }
+            Ok(())
         })
     }
 
@@ -299,6 +310,10 @@ impl Store {
     /// it is settled here.
     pub fn end_stream(&self, stream: &StreamName, last: Option<SegmentNumber>) -> Result<()> {
         self.change_live(stream, |c, row| {
+            let last = match last {
+                Some(last) => Some(renumber::number_now(c, row.id, last)?),
+                None => None,
+            };
             // Told again, late: the stream has gone on since.
             let above = last.map_or(SegmentNumber(0), SegmentNumber::next);
             let gone_on = !segments::list_here(c, row.id, above, 1)?.is_empty();
@@ -337,10 +352,15 @@ impl Store {
 impl Store {
     /// Opens a segment. Its number is burnt, durably, before this returns (invariant 2). The stream must be
     /// registered and its run put.
-    pub fn open_segment(&self, stream: &StreamName, open: OpenSegment) -> Result<SegmentWriter> {
+    pub fn open_segment(&self, stream: &StreamName, mut open: OpenSegment) -> Result<SegmentWriter> {
         self.inner.layout.make_folder(stream, open.number)?;
         if self.inner.options.local_playlists {
             self.close_left_open(stream)?;
+            // Its run may have got another number since it began.
+            open.run = self.inner.catalog.read(|c| {
+                let row = streams::get(c, stream)?;
+                Ok(renumber::run_now(c, row.id, open.run)?)
+            })?;
         } else {
             self.forget_left_open(stream, open.number)?;
         }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use link_proto::{
-    Bye, Channel, Endpoint, Event, HubEndpoint, SessionId,
+    Bye, Channel, CloseReason, Endpoint, Event, HubEndpoint, SessionId,
     messages::{ToEdge, ToHub},
 };
 use model::DeviceName;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DownlinkStatus,
     admission::{self, Question, Verdict, disabled},
+    doubles::Doubles,
     session::{Left, Session, State, welcome},
     worker::{Done, Work, Worker},
 };
@@ -50,6 +51,7 @@ pub(super) struct Downlink {
     input: mpsc::Sender<Input>,
     check_at: Instant,
     segments_stored: u64,
+    doubles: Doubles,
     stop_at: Option<Instant>,
     ended: bool,
 }
@@ -97,6 +99,7 @@ impl Downlink {
             input,
             check_at: now,
             segments_stored: 0,
+            doubles: Doubles::default(),
             stop_at: None,
             ended: false,
         })
@@ -273,6 +276,7 @@ impl Downlink {
             return;
         };
         tracing::info!(%device, peer = %session.peer, "device connected");
+        self.doubles.connected(&device, session.peer);
         session.since = wall_now();
         session.state = State::Member {
             device: device.clone(),
@@ -460,6 +464,7 @@ impl Downlink {
         let sessions = sessions.filter_map(|(&id, session)| session.status(endpoint, id));
         let counters = Counters {
             segments_stored: self.segments_stored,
+            identity_conflicts: self.doubles.count,
             ..Counters::of(endpoint.counters())
         };
         self.status.send_replace(DownlinkStatus {
@@ -538,6 +543,12 @@ impl Application<HubEndpoint> for Downlink {
             }
             Event::Closed { session, reason } => {
                 tracing::debug!(%session, ?reason, "session closed");
+                if reason == CloseReason::Replaced
+                    && let Some(old) = self.sessions.get(&session)
+                    && let State::Member { device, .. } = &old.state
+                {
+                    self.doubles.replaced(device, old.peer);
+                }
                 self.forget(session);
                 self.check_at = now;
             }

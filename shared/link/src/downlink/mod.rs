@@ -2,6 +2,7 @@
 
 mod admission;
 mod app;
+mod doubles;
 mod session;
 mod worker;
 

@@ -10,6 +10,7 @@ use link_proto::{
     messages::{ToEdge, ToHub},
     replicate::sender::{Command, Sender},
 };
+use model::StreamName;
 use store::Store;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -179,7 +180,10 @@ impl Uplink {
                 tracing::info!(device = %name, ahead_ms, "welcome at the hub");
                 self.phase = Phase::Up(session);
                 self.unanswered_since = None;
+                self.sender.set_floors(&floors);
                 self.floors = floors;
+                // Streams that only the hub knows are compared too.
+                self.scan.wanted = true;
                 self.sender.connected();
                 let connected = LinkState::Connected {
                     device: name,
@@ -238,6 +242,19 @@ impl Uplink {
         if matches!(self.state, LinkState::Connected { .. }) {
             self.set_state(now, LinkState::Connecting);
         }
+    }
+
+    /// The streams in the store, and those of this device that only the hub has: a disk that was wiped holds
+    /// nothing of them, and that is to be said.
+    fn with_lost(&self, mut names: Vec<StreamName>) -> Vec<StreamName> {
+        let lost: Vec<_> = self
+            .floors
+            .iter()
+            .filter(|(name, floor)| floor.0 > 0 && !names.contains(name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        names.extend(lost);
+        names
     }
 
     fn set_state(&mut self, now: Instant, state: LinkState) {
@@ -329,6 +346,7 @@ impl Uplink {
             counters: Counters {
                 segments_shipped: progress.segments_shipped,
                 segments_stored: progress.segments_stored,
+                new_bytes_sent: progress.new_bytes_sent,
                 ..Counters::of(endpoint.counters())
             },
         };
@@ -397,6 +415,10 @@ impl Application<EdgeEndpoint> for Uplink {
         match input {
             Input::Answer(answer) => {
                 let scanned = matches!(answer, Answer::Streams(_));
+                let answer = match answer {
+                    Answer::Streams(names) => Answer::Streams(self.with_lost(names)),
+                    other => other,
+                };
                 let left_out = answer.give(now, &mut self.sender);
                 if scanned {
                     self.left_out = left_out;
@@ -471,6 +493,12 @@ impl Application<EdgeEndpoint> for Uplink {
                 match (reason, &self.state) {
                     // Told with its reason already; the next attempt comes much later.
                     (CloseReason::Peer(Bye::Refused), LinkState::Refused { .. }) => {}
+                    (CloseReason::Peer(Bye::Replaced), _) => {
+                        self.unanswered_since = None;
+                        let reason = "another box uses this identity and has taken its place at the hub: enrol one of the two anew (`hub enroll NAME`); this one tries again in some minutes".to_owned();
+                        tracing::error!("{reason}");
+                        self.set_state(now, LinkState::Refused { reason });
+                    }
                     (CloseReason::Peer(Bye::Refused), _) => {
                         let reason = "this device is not welcome any more".to_owned();
                         self.set_state(now, LinkState::Refused { reason });

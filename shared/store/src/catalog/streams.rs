@@ -135,8 +135,9 @@ pub(crate) fn mark_ended_on_hub(c: &Connection, id: i64) -> rusqlite::Result<()>
     Ok(())
 }
 
+/// A run that is there stays as it is.
 pub(crate) fn put_run(c: &Connection, id: i64, run: &RunInfo) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO run VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+    c.prepare_cached("INSERT OR IGNORE INTO run VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
         .execute(params![
             id,
             segments::sql(run.run),

@@ -1,10 +1,11 @@
 //! Both halves over model stores: first a line that keeps everything, then one that breaks everything.
 
 mod over_sessions;
+mod identity;
 mod stores;
 mod world;
 
-use model::{RangeSet, SegmentNumber, StreamName};
+use model::{HoleReason, RangeSet, SegmentHash, SegmentNumber, StreamName};
 
 use crate::{
     messages::{MAX_RANGES, ToHub},
@@ -18,6 +19,9 @@ fn assert_replicated(world: &World) {
         let hub = &world.hub.streams[name];
         for (number, (info, bytes)) in &edge.closed {
             if hub.corrupt.contains(*number) {
+                let reason = Some(&HoleReason::Corrupt);
+                assert_eq!(edge.given_up.get(number), reason, "{name} {number}");
+                assert!(!edge.stored.contains(*number), "{name} {number} is not there");
                 continue;
             }
             let there = hub.here.get(number).map(|(info, bytes)| (info, bytes));
