@@ -302,9 +302,7 @@ impl Push<'_> {
         let lost: Vec<String> = holes
             .iter()
             // What was renumbered is there under another number.
-            .filter(|(range, reason)| {
-                *range.end() >= first && *reason != HoleReason::Renumbered
-            })
+            .filter(|(range, reason)| *range.end() >= first && *reason != HoleReason::Renumbered)
             .map(|(range, reason)| {
                 let (from, to) = (range.start(), range.end());
                 format!("{from} to {to} ({})", reason.as_str())
@@ -336,11 +334,13 @@ impl Push<'_> {
         let (cut, cut_bytes) = (self.tally.cut(), self.tally.cut_bytes());
         let all = self.before.unshipped + cut;
         let all_bytes = self.before.unshipped_bytes + cut_bytes;
+        let sum = |standing: &Standing| standing.given_up.iter().map(|(_, n)| n).sum::<u64>();
+        let given_up = sum(now).saturating_sub(sum(&self.before));
         progress::Standing {
             read: self.tally.read(),
             total,
             cut,
-            stored: all.saturating_sub(now.unshipped),
+            stored: all.saturating_sub(now.unshipped + given_up),
             stored_bytes: all_bytes.saturating_sub(now.unshipped_bytes),
             all_cut,
             cut_bytes: all_bytes,

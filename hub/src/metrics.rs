@@ -93,6 +93,11 @@ impl Collector for Link {
                 "Times that a box came back after another one with its identity",
                 c.identity_conflicts,
             ),
+            (
+                "link_violations",
+                "Sessions ended because a device said what makes no sense",
+                c.violations,
+            ),
         ] {
             one(&mut encoder, name, help, &ConstCounter::new(count))?;
         }
@@ -222,6 +227,7 @@ mod tests {
             segments_stored: 10,
             new_bytes_sent: 11,
             identity_conflicts: 12,
+            violations: 13,
         };
         let sessions = vec![
             session("pole-7", Some(Duration::from_millis(40))),
@@ -246,6 +252,7 @@ mod tests {
             "penstock_link_handshakes_refused_total 8",
             "penstock_link_segments_stored_total 10",
             "penstock_link_identity_conflicts_total 12",
+            "penstock_link_violations_total 13",
             "penstock_link_sessions 2",
             "# TYPE penstock_link_rtt_seconds gauge",
             "penstock_link_rtt_seconds{device=\"pole-7\"} 0.04",

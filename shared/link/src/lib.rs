@@ -77,6 +77,8 @@ pub struct Counters {
     pub new_bytes_sent: u64,
     /// Hub: sessions that were replaced while their box was still there: two boxes use one identity.
     pub identity_conflicts: u64,
+    /// Hub: sessions ended because an authentic peer said what makes no sense.
+    pub violations: u64,
 }
 
 impl Counters {
@@ -96,6 +98,7 @@ impl Counters {
             segments_stored: 0,
             new_bytes_sent: 0,
             identity_conflicts: 0,
+            violations: 0,
         }
     }
 }

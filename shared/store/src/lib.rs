@@ -27,11 +27,13 @@ mod writer;
 use std::{ops::RangeInclusive, time::Duration};
 
 use bytes::Bytes;
-use model::{DeviceName, HoleReason, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamName, WallTime};
+use model::{
+    DeviceName, HoleReason, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamName, WallTime,
+};
 
 pub use error::StoreError;
-pub use replication::MAX_ANNOUNCED_ROWS;
 pub use recording::MAX_RECORDING_SEGMENTS;
+pub use replication::MAX_ANNOUNCED_ROWS;
 pub use retention::RetentionLimits;
 pub use store::Store;
 pub use writer::SegmentWriter;
@@ -138,7 +140,7 @@ pub struct Comparison {
     pub stored: Vec<SegmentNumber>,
     /// Settled without being here.
     pub holes: Vec<(SegmentNumber, HoleReason)>,
-    /// Another segment is here under this number; what was announced behind it was not looked at.
+    /// The lowest number under which another segment is here; what was announced behind it is not waited for.
     pub collides: Option<SegmentNumber>,
 }
 

@@ -45,25 +45,27 @@ impl Store {
                 match &known {
                     Some(known) if known.state == State::Here => {
                         let same = (known.info.bytes, known.info.hash) == (info.bytes, info.hash);
-                        if !same {
-                            found.collides = Some(number);
-                            break;
+                        if same {
+                            found.stored.push(number);
+                        } else {
+                            found.collides = found.collides.or(Some(number));
                         }
-                        found.stored.push(number);
                         continue;
                     }
+                    // It comes under another number.
+                    _ if found.collides.is_some() => continue,
                     Some(_) => {}
                     None => {
                         if let Some(reason) = segments::tombstone_at(c, row.id, number)? {
                             found.holes.push((number, reason));
                             continue;
                         }
-                        room = room.checked_sub(1).ok_or_else(|| {
-                            StoreError::TooManyAnnounced {
+                        room = room
+                            .checked_sub(1)
+                            .ok_or_else(|| StoreError::TooManyAnnounced {
                                 stream: stream.clone(),
                                 limit: MAX_ANNOUNCED_ROWS,
-                            }
-                        })?;
+                            })?;
                     }
                 }
                 segments::announce(c, row.id, info)?;
@@ -165,12 +167,7 @@ impl Store {
     }
 
     /// Edge: what the hub has not settled, from `from` on, open or closed, at most `limit` ranges.
-    pub fn held(
-        &self,
-        stream: &StreamName,
-        from: SegmentNumber,
-        limit: usize,
-    ) -> Result<HeldPage> {
+    pub fn held(&self, stream: &StreamName, from: SegmentNumber, limit: usize) -> Result<HeldPage> {
         let (ranges, next) = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
             Ok(segments::held(c, row.id, from, limit)?)

@@ -352,7 +352,11 @@ impl Store {
 impl Store {
     /// Opens a segment. Its number is burnt, durably, before this returns (invariant 2). The stream must be
     /// registered and its run put.
-    pub fn open_segment(&self, stream: &StreamName, mut open: OpenSegment) -> Result<SegmentWriter> {
+    pub fn open_segment(
+        &self,
+        stream: &StreamName,
+        mut open: OpenSegment,
+    ) -> Result<SegmentWriter> {
         self.inner.layout.make_folder(stream, open.number)?;
         if self.inner.options.local_playlists {
             self.close_left_open(stream)?;

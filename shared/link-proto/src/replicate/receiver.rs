@@ -101,8 +101,8 @@ pub enum Outcome {
         stored: Vec<SegmentNumber>,
         /// Settled without being here.
         holes: Vec<(SegmentNumber, HoleReason)>,
-        /// Here with other bytes, or of a run that is another one here; what was announced behind it was not
-        /// looked at.
+        /// The lowest that is here with other bytes, or of a run that is another one here; what was announced
+        /// behind it is not waited for.
         collides: Option<SegmentNumber>,
         /// The lowest number not used here.
         floor: SegmentNumber,

@@ -52,6 +52,7 @@ pub(super) struct Downlink {
     check_at: Instant,
     segments_stored: u64,
     doubles: Doubles,
+    violations: u64,
     stop_at: Option<Instant>,
     ended: bool,
 }
@@ -100,6 +101,7 @@ impl Downlink {
             check_at: now,
             segments_stored: 0,
             doubles: Doubles::default(),
+            violations: 0,
             stop_at: None,
             ended: false,
         })
@@ -363,6 +365,7 @@ impl Downlink {
     }
 
     fn violation(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId, what: &str) {
+        self.violations += 1;
         if let Some(session) = self.sessions.get(&id) {
             tracing::warn!(peer = %session.peer, what, "a device broke the protocol");
         }
@@ -465,6 +468,7 @@ impl Downlink {
         let counters = Counters {
             segments_stored: self.segments_stored,
             identity_conflicts: self.doubles.count,
+            violations: self.violations,
             ..Counters::of(endpoint.counters())
         };
         self.status.send_replace(DownlinkStatus {

@@ -274,7 +274,9 @@ fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
     let ending = store.ending(stream)?;
     let open = store.open_view(stream)?;
     let open = open.filter(|view| {
-        !waiting.as_ref().is_some_and(|range| range.contains(&view.open.number))
+        !waiting
+            .as_ref()
+            .is_some_and(|range| range.contains(&view.open.number))
     });
     let open = open.map(|view| OpenFacts {
         number: view.open.number,

@@ -209,7 +209,11 @@ fn a_hub_compares_what_is_announced_with_what_it_has() {
     let found = announce(&[info_of(1, 1), info_of(2, 1), other, info_of(4, 1)]);
     assert_eq!(found.stored, [n(1), n(2)]);
     assert_eq!(found.collides, Some(n(3)));
-    assert_eq!(site.store().floor(&gate()).unwrap(), n(4), "4 is not looked at");
+    assert_eq!(
+        site.store().floor(&gate()).unwrap(),
+        n(4),
+        "4 is not looked at"
+    );
     // A run that is another one is not written over.
     let codecs = "hvc1.1.6.L93.B0".to_owned();
     let another = RunInfo { codecs, ..run(1) };

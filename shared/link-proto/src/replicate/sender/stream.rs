@@ -75,6 +75,9 @@ pub(super) struct Stream {
     announced: BTreeSet<SegmentNumber>,
     /// Their numbers are used at the hub: they wait to be closed and compared; at most as many as are begun.
     held: BTreeSet<SegmentNumber>,
+    /// The last look saw segments that wait for the hub's comparison: what is behind them is not begun, so
+    /// that it can still get other numbers in its order.
+    comparing: bool,
     /// Segments must get other numbers, once nothing of the stream is on its way.
     collision: Option<Collision>,
 
@@ -110,6 +113,7 @@ impl Default for Stream {
             answered: BTreeSet::new(),
             announced: BTreeSet::new(),
             held: BTreeSet::new(),
+            comparing: false,
             collision: None,
             announced_below: SegmentNumber(0),
             announce_due: false,
@@ -261,6 +265,7 @@ impl Stream {
         self.queue.clear();
         self.announced.clear();
         self.held.clear();
+        self.comparing = false;
         self.announced_below = self.announced_below.min(from);
         self.open = None;
         self.complete = false;
@@ -293,7 +298,7 @@ impl Stream {
         self.looking.is_none()
             && self.wait_until.is_none()
             && self.collision.is_none()
-            && (self.stale || !self.complete)
+            && (self.stale || (!self.complete && !self.comparing))
             && (self.queue.len() < ENOUGH_QUEUED || flow_open())
     }
 
@@ -343,7 +348,10 @@ impl Stream {
             seen.contains(number) || unseen_from.is_some_and(|last| *number > last.number)
         });
         let is_new = |info: &&SegmentInfo| {
-            let again = self.held.contains(&info.number) && !self.announced.contains(&info.number);
+            let used = self.settled.contains(info.number) || self.held.contains(&info.number);
+            let waits =
+                self.announced.contains(&info.number) || self.answered.contains(&info.number);
+            let again = used && !waits && info.number < self.announced_below;
             let first = self.complete && info.number >= self.announced_below;
             (again || first) && !begun.contains(&info.number)
         };
@@ -358,15 +366,18 @@ impl Stream {
             }
         }
         self.announce_due = !self.complete;
+        self.comparing = page.iter().any(|info| {
+            let used = self.settled.contains(info.number) || self.held.contains(&info.number);
+            used && !self.answered.contains(&info.number)
+        });
         self.runs = runs.into_iter().map(|run| (run.run, run)).collect();
         self.queue = page
             .into_iter()
             .filter(|info| {
-                !begun.contains(&info.number)
+                !self.comparing
+                    && !begun.contains(&info.number)
                     && !self.unacknowledged.contains_key(&info.number)
                     && !self.answered.contains(&info.number)
-                    && !self.settled.contains(info.number)
-                    && !self.held.contains(&info.number)
             })
             .collect();
         messages
@@ -433,7 +444,8 @@ impl Stream {
 
     /// What to begin next, where `begun` segments of this stream are on their way.
     pub(super) fn next(&mut self, begun: usize) -> Option<Next> {
-        if !self.is_shipping() || self.wait_until.is_some() || self.collision.is_some() {
+        let waits = self.wait_until.is_some() || self.collision.is_some() || self.comparing;
+        if !self.is_shipping() || waits {
             return None;
         }
         // Changing channels before all on the other one is settled would let segments overtake each other.
@@ -475,6 +487,7 @@ impl Stream {
     /// The hub has settled this segment.
     pub(super) fn answer(&mut self, number: SegmentNumber) {
         self.answered.insert(number);
+        self.stale |= self.comparing;
     }
 
     /// A segment must be looked for again: nothing goes before it.

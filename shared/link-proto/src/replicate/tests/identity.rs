@@ -119,7 +119,12 @@ fn a_wiped_disk_leaves_nothing_that_the_hub_waits_for() {
     let gate = world.stream("gate");
     some(&mut world, &gate, 400);
     // All is announced, some is there, one is on its way.
-    while world.hub.streams.get(&gate).is_none_or(|s| s.here.len() < 5) {
+    while world
+        .hub
+        .streams
+        .get(&gate)
+        .is_none_or(|s| s.here.len() < 5)
+    {
         assert!(world.step());
     }
     assert!(world.hub.streams[&gate].waiting().len() > 50);
@@ -207,7 +212,11 @@ fn a_backlog_is_announced_only_so_far_ahead() {
         for _ in 0..500 {
             world.step();
         }
-        let waiting = world.hub.streams.get(&gate).map_or(0, |s| s.waiting().len());
+        let waiting = world
+            .hub
+            .streams
+            .get(&gate)
+            .map_or(0, |s| s.waiting().len());
         most = most.max(waiting);
         assert!(waiting <= limit, "{waiting}");
     }

@@ -1,7 +1,8 @@
 //! Both halves over model stores: first a line that keeps everything, then one that breaks everything.
 
-mod over_sessions;
+mod absurd;
 mod identity;
+mod over_sessions;
 mod stores;
 mod world;
 
@@ -21,7 +22,10 @@ fn assert_replicated(world: &World) {
             if hub.corrupt.contains(*number) {
                 let reason = Some(&HoleReason::Corrupt);
                 assert_eq!(edge.given_up.get(number), reason, "{name} {number}");
-                assert!(!edge.stored.contains(*number), "{name} {number} is not there");
+                assert!(
+                    !edge.stored.contains(*number),
+                    "{name} {number} is not there"
+                );
                 continue;
             }
             let there = hub.here.get(number).map(|(info, bytes)| (info, bytes));

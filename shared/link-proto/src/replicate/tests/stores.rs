@@ -156,7 +156,10 @@ impl EdgeStream {
             return false;
         };
         let of_range = self.closed.range(range.clone()).map(|(&n, _)| n);
-        let old: Vec<_> = of_range.filter(|&n| self.is_unconfirmed(n)).take(7).collect();
+        let old: Vec<_> = of_range
+            .filter(|&n| self.is_unconfirmed(n))
+            .take(7)
+            .collect();
         for &number in &old {
             let Some((mut info, bytes)) = self.closed.remove(&number) else {
                 continue;
@@ -170,7 +173,10 @@ impl EdgeStream {
             }
             self.closed.insert(info.number, (info, bytes));
         }
-        let waits = self.open.as_ref().is_some_and(|(f, _)| range.contains(&f.number));
+        let waits = self
+            .open
+            .as_ref()
+            .is_some_and(|(f, _)| range.contains(&f.number));
         self.renumbering = (waits || !old.is_empty()).then_some((range, next));
         !old.is_empty()
     }
@@ -466,10 +472,11 @@ impl HubStore {
                     let number = info.number;
                     if let Some((here, _)) = state.here.get(&number) {
                         if here.hash != info.hash {
-                            collides = Some(number);
-                            break;
+                            collides = collides.or(Some(number));
+                            continue;
                         }
                         stored.push(number);
+                    } else if collides.is_some() {
                     } else if let Some(reason) = state.hole(number) {
                         holes.push((number, reason));
                     } else {
