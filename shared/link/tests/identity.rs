@@ -241,12 +241,8 @@ fn a_file_that_cannot_be_read_ends_as_a_hole_and_the_rest_arrives() {
         }
         gate.end(edge.store());
         let folder = edge.dir.path().join("segments/gate/0");
-        let file = fs::File::options().write(true);
-        file.clone()
-            .open(folder.join("1.ts"))
-            .unwrap()
-            .set_len(7)
-            .unwrap();
+        let file = fs::File::options().write(true).open(folder.join("1.ts"));
+        file.unwrap().set_len(7).unwrap();
         // Its bytes are not what they were: the hub finds out, twice.
         let mut bytes = fs::read(folder.join("3.ts")).unwrap();
         bytes[1_000] ^= 1;
