@@ -5,7 +5,7 @@
 //! and the next look or start goes on (invariants 1 and 2). Numbers for what is being written while this goes
 //! on are left free, so that new numbers keep the order of recording.
 
-use std::{collections::BTreeSet, fs, io, path::Path};
+use std::{collections::BTreeSet, fs, io, path::Path, sync::PoisonError};
 
 use model::{HoleReason, SegmentNumber, StreamName};
 use rusqlite::Connection;
@@ -72,6 +72,25 @@ impl Store {
 
     /// Edge: where a renumbering is under way, moves some segments. Some: where it begins; there is more to do.
     pub fn go_on_renumbering(&self, stream: &StreamName) -> Result<Option<SegmentNumber>> {
+        if self.plan(stream)?.is_none() {
+            return Ok(None);
+        }
+        // Two at once would take each other's new names for leftovers.
+        let moving = self.with_memory(stream, |memory| memory.moving.clone());
+        let _alone = moving.lock().unwrap_or_else(PoisonError::into_inner);
+        self.move_some(stream)
+    }
+
+    fn plan(&self, stream: &StreamName) -> Result<Option<Plan>> {
+        self.inner().catalog.read(|c| {
+            Ok(match streams::find(c, stream)? {
+                Some(row) => renumber::plan(c, row.id)?,
+                None => None,
+            })
+        })
+    }
+
+    fn move_some(&self, stream: &StreamName) -> Result<Option<SegmentNumber>> {
         let found = self.inner().catalog.read(|c| {
             let Some(row) = streams::find(c, stream)? else {
                 return Ok(None);
@@ -137,11 +156,9 @@ impl Store {
         &self,
         stream: &StreamName,
     ) -> Result<Option<std::ops::RangeInclusive<SegmentNumber>>> {
-        let plan = self.inner().catalog.read(|c| {
-            let row = streams::get(c, stream)?;
-            Ok(renumber::plan(c, row.id)?)
-        })?;
-        Ok(plan.map(|plan| plan.first..=before(plan.base)))
+        Ok(self
+            .plan(stream)?
+            .map(|plan| plan.first..=before(plan.base)))
     }
 
     /// After a start: old names of what a killed program had moved go.

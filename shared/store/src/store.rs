@@ -78,6 +78,8 @@ pub(crate) struct Memory {
     /// Held from before a commit that changes the live list until its text is published: what viewers see
     /// follows the commits in their order (invariant 4).
     order: Arc<Mutex<()>>,
+    /// Held while segments get other numbers: the uplink and the recorder both carry a renumbering on.
+    pub(crate) moving: Arc<Mutex<()>>,
 }
 
 impl Inner {
@@ -316,7 +318,15 @@ impl Store {
             };
             // Told again, late: the stream has gone on since.
             let above = last.map_or(SegmentNumber(0), SegmentNumber::next);
-            let gone_on = !segments::list_here(c, row.id, above, 1)?.is_empty();
+            let gone_on = match renumber::plan(c, row.id)? {
+                // Those from its base on come before `last` too, but for what was recorded since.
+                Some(plan) if last.is_some_and(|last| last < plan.base) => {
+                    let next = segments::list_here(c, row.id, above, 1)?;
+                    let newer = segments::list_here(c, row.id, plan.next, 1)?;
+                    next.iter().any(|row| row.info.number < plan.base) || !newer.is_empty()
+                }
+                _ => !segments::list_here(c, row.id, above, 1)?.is_empty(),
+            };
             if !gone_on {
                 streams::tell_to_end(c, row.id, last)?;
             }

@@ -299,3 +299,25 @@ fn announced_rows_are_bounded() {
     // What is known already may be announced again.
     announce(1).unwrap();
 }
+
+/// The recorder and the uplink carry one renumbering on at the same time.
+#[test]
+fn two_threads_that_move_segments_lose_none() {
+    let site = Site::edge();
+    for number in 1..=60 {
+        put(site.store(), number, 1);
+    }
+    site.store().renumber(&gate(), n(1), n(100)).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| finish(site.store()));
+        }
+    });
+    let all = site.store().list(&gate(), n(0), 100).unwrap();
+    assert_eq!(all.len(), 60);
+    for (info, was) in all.iter().zip(1..) {
+        assert_eq!(info.number, n(107 + was));
+        let bytes = site.store().read(&gate(), info.number, 0..1_000).unwrap();
+        assert_eq!(&bytes[..], bytes_of(was));
+    }
+}

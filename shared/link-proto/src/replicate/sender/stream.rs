@@ -360,10 +360,10 @@ impl Stream {
             messages.push(announcement(name, &runs, segments));
         }
         self.announced.extend(new.iter().map(|info| info.number));
-        if self.complete {
-            if let Some(last) = page.last() {
-                self.announced_below = self.announced_below.max(last.number.next());
-            }
+        if self.complete
+            && let Some(last) = page.last()
+        {
+            self.announced_below = self.announced_below.max(last.number.next());
         }
         self.announce_due = !self.complete;
         self.comparing = page.iter().any(|info| {
