@@ -1,6 +1,7 @@
 //! What to delete and why: a pure plan from records, limits and the time. No disk, no clock.
 //!
-//! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first; and
+//! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first, and what
+//! it settled without taking it; and
 //! only where a live source must go on, what it has not.
 
 use std::time::Duration;
