@@ -175,6 +175,11 @@ impl Collector for Streams {
                 "Bytes of segments that the hub has not stored",
                 3,
             ),
+            (
+                "stream_given_up",
+                "Segments here that the hub settled without having them",
+                4,
+            ),
         ] {
             let mut family =
                 encoder.encode_descriptor(name, help, None, ConstGauge::new(0i64).metric_type())?;
@@ -184,7 +189,8 @@ impl Collector for Streams {
                     0 => stream.segments,
                     1 => stream.bytes,
                     2 => stream.unshipped,
-                    _ => stream.unshipped_bytes,
+                    3 => stream.unshipped_bytes,
+                    _ => stream.given_up,
                 };
                 let value = i64::try_from(value).unwrap_or(i64::MAX);
                 ConstGauge::new(value).encode(family.encode_family(&labels)?)?;

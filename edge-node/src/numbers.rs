@@ -50,6 +50,8 @@ struct Reservation {
     end: u64,
     /// As the file said at the start: whether its numbers were used is not known here.
     unseen: bool,
+    /// The lowest number that the hub has not seen used.
+    hub_floor: u64,
 }
 
 impl Numbers {
@@ -82,6 +84,7 @@ impl Numbers {
                         next: end,
                         end,
                         unseen: true,
+                        hub_floor: 0,
                     },
                 )
             })
@@ -107,13 +110,15 @@ impl Numbers {
             next: 0,
             end: 0,
             unseen: false,
+            hub_floor: 0,
         });
         let seen_by_catalog = floor.0 > 0 && known.end.saturating_sub(floor.0) < STEP;
         let number = if known.unseen && floor.0 < known.end && seen_by_catalog {
             floor.0
         } else {
             known.next.max(floor.0)
-        };
+        }
+        .max(known.hub_floor);
         let exhausted = || NumbersError::Exhausted {
             stream: stream.clone(),
         };
@@ -129,6 +134,7 @@ impl Numbers {
                 next,
                 end,
                 unseen: false,
+                hub_floor: known.hub_floor,
             },
         );
         Ok(SegmentNumber(number))
@@ -138,12 +144,17 @@ impl Numbers {
     pub(crate) fn raise(&self, floors: &[(StreamName, SegmentNumber)]) -> Result<(), NumbersError> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         for (stream, floor) in floors {
-            if streams.get(stream).is_none_or(|known| known.end < floor.0) {
+            if let Some(known) = streams.get_mut(stream)
+                && known.end >= floor.0
+            {
+                known.hub_floor = known.hub_floor.max(floor.0);
+            } else {
                 self.write(&streams, stream, floor.0)?;
                 let raised = Reservation {
                     next: floor.0,
                     end: floor.0,
                     unseen: false,
+                    hub_floor: floor.0,
                 };
                 streams.insert(stream.clone(), raised);
             }
@@ -154,17 +165,18 @@ impl Numbers {
     /// Gives back what a stream has not used of its reservation, so that the next start leaves no gap.
     pub(crate) fn give_back(&self, stream: &StreamName) -> Result<(), NumbersError> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Reservation { next, end, .. }) = streams.get(stream).copied() else {
+        let Some(known) = streams.get(stream).copied() else {
             return Ok(());
         };
+        let Reservation { next, end, .. } = known;
         if next < end {
             self.write(&streams, stream, next)?;
             streams.insert(
                 stream.clone(),
                 Reservation {
-                    next,
                     end: next,
                     unseen: false,
+                    ..known
                 },
             );
         }
@@ -217,6 +229,20 @@ mod tests {
 
     fn take(numbers: &Numbers, floor: u64) -> u64 {
         numbers.take(&gate(), SegmentNumber(floor)).unwrap().0
+    }
+
+    #[test]
+    fn a_restored_box_goes_on_above_what_the_hub_has_seen_within_its_reservation_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = Numbers::open(dir.path()).unwrap();
+        assert_eq!((take(&numbers, 0), take(&numbers, 1)), (0, 1));
+        numbers.raise(&[(gate(), SegmentNumber(200))]).unwrap();
+        assert_eq!((take(&numbers, 2), take(&numbers, 2)), (200, 201));
+        drop(numbers);
+        // As the file says only.
+        let numbers = Numbers::open(dir.path()).unwrap();
+        numbers.raise(&[(gate(), SegmentNumber(300))]).unwrap();
+        assert_eq!(take(&numbers, 202), 300);
     }
 
     #[test]

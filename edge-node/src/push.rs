@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
-use model::{SegmentNumber, StreamName};
+use model::{HoleReason, SegmentNumber, StreamName};
 use program::{
     clock::wall_now,
     exit::Failure,
@@ -148,7 +148,7 @@ async fn push_on(
     let first = push.floor().await?;
     let (report, cut_short) = push.cut(ready, progress, signals).await?;
     let shipped = match push.ship(&report, cut_short, progress, signals).await {
-        Ok(()) => push.none_missing(first, report.last).await,
+        Ok(()) => push.none_missing(first).await,
         failed => failed,
     };
     let sources = verdict_on_sources(&report);
@@ -302,31 +302,45 @@ impl Push<'_> {
     }
 
     /// That none of this push's segments became a hole (the disk limit, damage): those are not on the hub.
-    async fn none_missing(
-        &self,
-        first: SegmentNumber,
-        last: Option<SegmentNumber>,
-    ) -> Result<(), Failure> {
-        let Some(last) = last else { return Ok(()) };
+    /// Nor that the hub gave any up in its course.
+    async fn none_missing(&self, first: SegmentNumber) -> Result<(), Failure> {
+        let now = Standing::look(self.node, self.stream).await?;
         let (store, stream) = (self.node.store.clone(), self.stream.clone());
-        let holes = tokio::task::spawn_blocking(move || store.holes(&stream))
-            .await
-            .context("failed to look for holes")?
-            .context("failed to look for holes")?;
+        let holes = tokio::task::spawn_blocking(move || match store.holes(&stream) {
+            Err(StoreError::NoSuchStream(_)) => Ok(Vec::new()),
+            holes => holes,
+        })
+        .await
+        .context("failed to look for holes")?
+        .context("failed to look for holes")?;
         let lost: Vec<String> = holes
             .iter()
-            .filter(|(range, _)| *range.start() <= last && *range.end() >= first)
+            // What was renumbered is there under another number.
+            .filter(|(range, reason)| *range.end() >= first && *reason != HoleReason::Renumbered)
             .map(|(range, reason)| {
                 let (from, to) = (range.start(), range.end());
                 format!("{from} to {to} ({})", reason.as_str())
             })
             .collect();
-        if lost.is_empty() {
+        let mut trouble = Vec::new();
+        if !lost.is_empty() {
+            trouble.push(format!("these segments are lost: {}", lost.join(", ")));
+        }
+        for (reason, count) in &now.given_up {
+            let before = self.before.given_up.iter().find(|(r, _)| r == reason);
+            let count = count.saturating_sub(before.map_or(0, |(_, count)| *count));
+            if count > 0 {
+                let segments = if count == 1 { "segment" } else { "segments" };
+                let reason = reason.as_str();
+                trouble.push(format!("the hub gave {count} {segments} up ({reason})"));
+            }
+        }
+        if trouble.is_empty() {
             return Ok(());
         }
         Err(Failure::failed(format!(
-            "all else is on the hub, but these segments are lost: {}",
-            lost.join(", ")
+            "all else is on the hub, but {}",
+            trouble.join("; ")
         )))
     }
 
@@ -334,11 +348,13 @@ impl Push<'_> {
         let (cut, cut_bytes) = (self.tally.cut(), self.tally.cut_bytes());
         let all = self.before.unshipped + cut;
         let all_bytes = self.before.unshipped_bytes + cut_bytes;
+        let sum = |standing: &Standing| standing.given_up.iter().map(|(_, n)| n).sum::<u64>();
+        let given_up = sum(now).saturating_sub(sum(&self.before));
         progress::Standing {
             read: self.tally.read(),
             total,
             cut,
-            stored: all.saturating_sub(now.unshipped),
+            stored: all.saturating_sub(now.unshipped + given_up),
             stored_bytes: all_bytes.saturating_sub(now.unshipped_bytes),
             all_cut,
             cut_bytes: all_bytes,

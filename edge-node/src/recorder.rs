@@ -73,8 +73,6 @@ pub(crate) struct Recorder {
     store: Store,
     numbers: Numbers,
     clock: Clock,
-    /// The lowest number that catalog and hub know to be unused.
-    floor: SegmentNumber,
     segmenter: Segmenter,
     cuts: Vec<Cut>,
     next_wall: WallClock,
@@ -137,11 +135,6 @@ impl Recorder {
             Err(StoreError::NoSuchStream(_)) => None,
             Err(error) => return Err(error.into()),
         };
-        let floor = match store.floor(&stream) {
-            Ok(floor) => floor,
-            Err(StoreError::NoSuchStream(_)) => SegmentNumber::default(),
-            Err(error) => return Err(error.into()),
-        };
         let segmenter = Segmenter::new(SegmenterConfig {
             target_duration: MediaDuration::from_duration(config.target_duration),
             list_target_s,
@@ -153,7 +146,6 @@ impl Recorder {
             store,
             numbers,
             clock,
-            floor,
             segmenter,
             cuts: Vec::new(),
             next_wall: WallClock::Arrival,
@@ -271,7 +263,7 @@ impl Recorder {
                 },
                 State::Between(run),
             ) => {
-                let number = self.numbers.take(&self.stream, self.floor)?;
+                let number = self.next_number()?;
                 self.open(run, number, media_start, independent)?
             }
             (
@@ -317,7 +309,7 @@ impl Recorder {
         if self.by_run {
             self.store.mark_recorded(&self.stream)?;
         }
-        let number = self.numbers.take(&self.stream, self.floor)?;
+        let number = self.next_number()?;
         let info = RunInfo {
             run: number,
             codecs: format.codecs,
@@ -391,7 +383,7 @@ impl Recorder {
                 } else {
                     // From here on it is new.
                     self.resume = None;
-                    let number = self.numbers.take(&self.stream, self.floor)?;
+                    let number = self.next_number()?;
                     self.state = self.open(run, number, passed.at, independent)?;
                     if let State::Open(_, segment) = &mut self.state {
                         segment.before = passed.at - passed.start;
@@ -412,6 +404,12 @@ impl Recorder {
             }
             (Cut::Open { .. } | Cut::Part { .. } | Cut::Close { .. }, state) => state,
         })
+    }
+
+    /// Above all that the catalog knows to be used; a renumbering may have used more since the last one.
+    fn next_number(&self) -> Result<SegmentNumber> {
+        let floor = self.store.floor(&self.stream)?;
+        Ok(self.numbers.take(&self.stream, floor)?)
     }
 
     fn open(

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use link::uplink::{LinkState, UplinkStatus};
-use model::StreamName;
+use model::{HoleReason, StreamName};
 use tokio::task::spawn_blocking;
 
 use crate::{ingest, node::Node};
 
-/// Bytes sent that count as going on although no segment was stored yet: a large segment over a thin link
-/// takes its time. Keep-alives and probes stay far below it within any sensible wait.
+/// Media bytes sent for the first time that count as going on although no segment was stored yet: a large
+/// segment over a thin link takes its time. What goes again and again, to a hub whose disk is full, does not
+/// count.
 const PROGRESS_BYTES: u64 = 64 << 10;
 
 /// How a stream stands between this disk and the hub.
@@ -24,16 +25,23 @@ pub(crate) struct Standing {
     pub(crate) disk_full: bool,
     /// The hub has confirmed the end that the stream was told.
     pub(crate) ended_on_hub: bool,
+    /// Segments on this disk that the hub settled without having them, by reason.
+    pub(crate) given_up: Vec<(HoleReason, u64)>,
 }
 
 impl Standing {
     /// Asks store and uplink.
     pub(crate) async fn look(node: &Node, stream: &StreamName) -> Result<Self> {
         let (store, name) = (node.store.clone(), stream.clone());
-        let (summary, disk_full, ended_on_hub) = spawn_blocking(move || {
+        let (summary, disk_full, ended_on_hub, given_up) = spawn_blocking(move || {
             let summary = store.stream(&name)?;
             let ended = summary.is_some() && store.ended_on_hub(&name)?;
-            Ok::<_, store::StoreError>((summary, store.should_hold_back()?, ended))
+            let given_up = match &summary {
+                Some(_) => store.given_up(&name)?,
+                None => Vec::new(),
+            };
+            let full = store.should_hold_back()?;
+            Ok::<_, store::StoreError>((summary, full, ended, given_up))
         })
         .await??;
         let (unshipped, unshipped_bytes) =
@@ -44,6 +52,7 @@ impl Standing {
             link: node.link.borrow().clone(),
             disk_full,
             ended_on_hub,
+            given_up,
         })
     }
 
@@ -106,7 +115,7 @@ impl Patience {
 
     /// Whether to go on waiting.
     pub(crate) fn goes_on(&mut self, standing: &Standing, now: Instant) -> bool {
-        let sent = standing.link.counters.bytes_sent;
+        let sent = standing.link.counters.new_bytes_sent;
         let stored = standing.unshipped < self.least_unshipped;
         let sending = standing.connected() && sent.saturating_sub(self.sent) >= PROGRESS_BYTES;
         if stored || sending {
@@ -129,7 +138,8 @@ mod tests {
             unshipped,
             ..Standing::default()
         };
-        standing.link.counters.bytes_sent = sent;
+        standing.link.counters.new_bytes_sent = sent;
+        standing.link.counters.bytes_sent = 1 << 40;
         if connected {
             standing.link.state = LinkState::Connected {
                 device: "pole-7".parse().unwrap(),

@@ -160,6 +160,7 @@ fn stream_json(stream: &StreamSummary) -> Value {
         "last": last.map(|t| t.to_string()),
         "unshipped": stream.unshipped,
         "unshipped_bytes": stream.unshipped_bytes,
+        "given_up": stream.given_up,
     })
 }
 
@@ -232,6 +233,8 @@ struct ShownStream {
     last: Option<String>,
     unshipped: u64,
     unshipped_bytes: u64,
+    #[serde(default)]
+    given_up: u64,
 }
 
 impl Shown {
@@ -290,6 +293,12 @@ impl Shown {
                 ByteSize::b(s.bytes).to_string(),
                 s.last.as_deref().unwrap_or("-"),
             ));
+            if s.given_up > 0 {
+                text.push_str(&format!(
+                    "{:width$}  the hub gave up {} of them: see the log for each with its reason\n",
+                    "", s.given_up
+                ));
+            }
         }
         text
     }

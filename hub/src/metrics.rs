@@ -100,6 +100,16 @@ impl Collector for Link {
                 "Segments received whole and made durable",
                 c.segments_stored,
             ),
+            (
+                "link_identity_conflicts",
+                "Times that a box came back after another one with its identity",
+                c.identity_conflicts,
+            ),
+            (
+                "link_violations",
+                "Sessions ended because a device said what makes no sense",
+                c.violations,
+            ),
         ] {
             one(&mut encoder, name, help, &ConstCounter::new(count))?;
         }
@@ -255,6 +265,9 @@ mod tests {
             strangers_dropped: 13,
             segments_shipped: 9,
             segments_stored: 10,
+            new_bytes_sent: 11,
+            identity_conflicts: 12,
+            violations: 13,
         };
         let sessions = vec![
             session("pole-7", Some(Duration::from_millis(40))),
@@ -283,6 +296,8 @@ mod tests {
             "penstock_link_datagrams_dropped_total{reason=\"handshake_over_budget\"} 11",
             "penstock_link_cookies_sent_total 12",
             "penstock_link_strangers_dropped_total 13",
+            "penstock_link_identity_conflicts_total 12",
+            "penstock_link_violations_total 13",
             "penstock_link_sessions 2",
             "# TYPE penstock_link_rtt_seconds gauge",
             "penstock_link_rtt_seconds{device=\"pole-7\"} 0.04",

@@ -169,6 +169,7 @@ mod tests {
             last_number: None,
             unshipped: 0,
             unshipped_bytes: 0,
+            given_up: 0,
         });
         let want = [
             "gate",

@@ -123,6 +123,8 @@ pub enum Bye {
     Refused,
     /// The other end broke the protocol.
     Violation,
+    /// Another box has made a session with this one's key.
+    Replaced,
     /// A reason of a later version.
     Other(u8),
 }

@@ -30,6 +30,8 @@ const JITTER: (f64, f64) = (0.75, 1.25);
 
 /// A hub that doesn't want this device is asked again this much later: somebody may have enabled it.
 const REFUSED_RETRY: Duration = Duration::from_secs(30);
+/// After another box with this key came: the newest stays, so that two don't drive each other out all the time.
+const REPLACED_RETRY: Duration = Duration::from_secs(420);
 
 /// Answers to the last few attempts are taken: on a long line they come after the next attempt has left.
 const MAX_ATTEMPTS: usize = 3;
@@ -306,6 +308,9 @@ impl EdgeEndpoint {
                 + match reason {
                     CloseReason::Peer(Bye::Refused | Bye::Violation) | CloseReason::Violation => {
                         REFUSED_RETRY.mul_f64(self.rng.between(JITTER.0, JITTER.1))
+                    }
+                    CloseReason::Peer(Bye::Replaced) => {
+                        REPLACED_RETRY.mul_f64(self.rng.between(JITTER.0, JITTER.1))
                     }
                     CloseReason::Peer(_) => {
                         FIRST_RETRY.mul_f64(self.rng.between(JITTER.0, JITTER.1))

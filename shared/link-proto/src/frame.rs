@@ -159,6 +159,7 @@ fn bye_of(byte: u8) -> Bye {
         1 => Bye::Shutdown,
         2 => Bye::Refused,
         3 => Bye::Violation,
+        4 => Bye::Replaced,
         other => Bye::Other(other),
     }
 }
@@ -169,6 +170,7 @@ fn bye_byte(bye: Bye) -> u8 {
         Bye::Shutdown => 1,
         Bye::Refused => 2,
         Bye::Violation => 3,
+        Bye::Replaced => 4,
         Bye::Other(other) => other,
     }
 }

@@ -355,8 +355,15 @@ impl HubEndpoint {
                 // The edge believes in a session that has been replaced meanwhile: it will find out.
                 return None;
             }
-            entry.session.kill(CloseReason::Replaced, &mut self.events);
-            self.bury(id);
+            // A box that was restarted does not hear it; a second one of this identity must know why it is
+            // not heard any more.
+            self.events.push_back(Event::Closed {
+                session: id,
+                reason: CloseReason::Replaced,
+            });
+            entry.session.close(now, Bye::Replaced);
+            self.make_ready(id);
+            self.bury_replaced(half.peer_key, id);
         } else if half.ticket.resumed || self.is_full() {
             self.counters.handshakes_refused += 1;
             return None;
@@ -399,6 +406,18 @@ impl HubEndpoint {
             peer: from,
         });
         Some(id)
+    }
+
+    /// Of each peer one replaced session may linger to say so; older ones go.
+    fn bury_replaced(&mut self, peer_key: [u8; 32], newest: SessionId) {
+        let of_peer = self
+            .sessions
+            .iter()
+            .filter(|(id, entry)| **id != newest && entry.peer_key == peer_key);
+        let older: Vec<_> = of_peer.map(|(id, _)| *id).collect();
+        for id in older {
+            self.bury(id);
+        }
     }
 
     fn on_session_datagram(

@@ -83,6 +83,12 @@ pub struct Counters {
     pub segments_shipped: u64,
     /// Segments that the hub has stored, as this end saw it.
     pub segments_stored: u64,
+    /// Edge: media bytes sent for the first time; what goes again counts once.
+    pub new_bytes_sent: u64,
+    /// Hub: sessions that were replaced while their box was still there: two boxes use one identity.
+    pub identity_conflicts: u64,
+    /// Hub: sessions ended because an authentic peer said what makes no sense.
+    pub violations: u64,
 }
 
 impl Counters {
@@ -110,6 +116,9 @@ impl Counters {
             strangers_dropped: endpoint.strangers_dropped,
             segments_shipped: 0,
             segments_stored: 0,
+            new_bytes_sent: 0,
+            identity_conflicts: 0,
+            violations: 0,
         }
     }
 }

@@ -148,11 +148,15 @@ pub enum HoleReason {
     Corrupt,
     /// The hub did not take it.
     Refused,
+    /// The edge announced it and has it no more: its disk was wiped or lost.
+    Lost,
+    /// The number was another segment's already: its bytes go under a later one.
+    Renumbered,
 }
 
 impl HoleReason {
     /// Every reason, in the order of their stable codes.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::CameraDown,
         Self::OnEdge,
         Self::Evicted,
@@ -160,6 +164,8 @@ impl HoleReason {
         Self::Deleted,
         Self::Corrupt,
         Self::Refused,
+        Self::Lost,
+        Self::Renumbered,
     ];
 
     /// Stable code for the catalog and the wire.
@@ -172,6 +178,8 @@ impl HoleReason {
             Self::Deleted => 5,
             Self::Corrupt => 6,
             Self::Refused => 7,
+            Self::Lost => 8,
+            Self::Renumbered => 9,
         }
     }
 
@@ -190,6 +198,8 @@ impl HoleReason {
             Self::Deleted => "deleted",
             Self::Corrupt => "corrupt",
             Self::Refused => "refused",
+            Self::Lost => "lost",
+            Self::Renumbered => "renumbered",
         }
     }
 }
@@ -205,6 +215,6 @@ mod tests {
             assert_eq!(HoleReason::from_code(reason.code()), Some(reason));
         }
         assert_eq!(HoleReason::from_code(0), None);
-        assert_eq!(HoleReason::from_code(8), None);
+        assert_eq!(HoleReason::from_code(10), None);
     }
 }

@@ -7,12 +7,13 @@
 //!   "first": "2026-05-01T08:00:00.000Z", "last": "2026-05-01T09:00:00.000Z",
 //!   "ranges": [ { "from": "2026-05-01T08:00:00.000Z", "to": "2026-05-01T09:00:00.000Z" } ],
 //!   "segments": 1800, "bytes": 900000000, "first_number": 17, "last_number": 1816,
-//!   "unshipped": 0, "unshipped_bytes": 0,
+//!   "unshipped": 0, "unshipped_bytes": 0, "given_up": 0,
 //!   "live_url": "s/gate/live.m3u8", "rec_url": "s/gate/rec.m3u8" }
 //! ```
 //! `state` is `live`, `idle` (not ended, nothing is coming) or `ended`. What is not known is `null`. `ranges`
 //! are newest first, at most 64; `first` and `last` are their bounds. The URLs are relative to `/`, so that a
-//! proxy's prefix works. `unshipped` counts what an edge still has to ship; on a hub it is 0.
+//! proxy's prefix works. `unshipped` counts what an edge still has to ship, `given_up`
+//! what of it the hub will not take (its bytes were corrupt, an operator deleted it); on a hub both are 0.
 
 use std::sync::Arc;
 
@@ -71,6 +72,7 @@ struct Stream {
     last_number: Option<u64>,
     unshipped: u64,
     unshipped_bytes: u64,
+    given_up: u64,
     live_url: String,
     rec_url: String,
 }
@@ -169,6 +171,7 @@ impl From<StreamSummary> for Stream {
             last_number: s.last_number.map(|n| n.0),
             unshipped: s.unshipped,
             unshipped_bytes: s.unshipped_bytes,
+            given_up: s.given_up,
         }
     }
 }

@@ -31,7 +31,7 @@ async fn the_list_of_streams_has_the_documented_shape() {
         "codecs": "avc1.64001f,mp4a.40.2", "resolution": { "width": 1280, "height": 720 },
         "first": range["from"], "last": range["to"], "ranges": [range],
         "segments": 3, "bytes": 3 * 376, "first_number": 10, "last_number": 12,
-        "unshipped": 0, "unshipped_bytes": 0,
+        "unshipped": 0, "unshipped_bytes": 0, "given_up": 0,
         "live_url": "s/gate/live.m3u8", "rec_url": "s/gate/rec.m3u8",
     });
     for router in [&world.public, &world.admin] {

@@ -47,6 +47,11 @@ pub enum StoreError {
         stream: StreamName,
         number: SegmentNumber,
     },
+    /// The announcing device's fault.
+    #[error(
+        "stream {stream}: more than {limit} announced segments are not here: announce fewer ahead of shipping"
+    )]
+    TooManyAnnounced { stream: StreamName, limit: u64 },
     /// A closed segment whose bytes are not those announced. Peer's or line's fault; asked for again once.
     #[error("segment {stream} {number}: {what}")]
     Segment {

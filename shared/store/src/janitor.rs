@@ -144,8 +144,18 @@ impl Store {
                         wall_end: row.info.wall_start.plus(row.info.duration),
                         bytes: row.info.bytes,
                         stored,
+                        given_up: None,
                     }));
                 }
+                let rows = segments::oldest_given_up(c, row.id, below, ROUND)?;
+                candidates.extend(rows.into_iter().map(|(row, reason)| Candidate {
+                    stream,
+                    number: row.info.number,
+                    wall_end: row.info.wall_start.plus(row.info.duration),
+                    bytes: row.info.bytes,
+                    stored: false,
+                    given_up: Some(reason),
+                }));
                 Ok(())
             })?;
         }

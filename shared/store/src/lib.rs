@@ -16,6 +16,7 @@ mod local_playlists;
 mod lock;
 mod recording;
 mod recover;
+mod renumber;
 mod replication;
 mod restamp;
 mod retention;
@@ -26,14 +27,17 @@ mod taken;
 mod tests;
 mod writer;
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use bytes::Bytes;
-use model::{DeviceName, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamName, WallTime};
+use model::{
+    DeviceName, HoleReason, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamName, WallTime,
+};
 
 pub use error::StoreError;
 pub use files::make_data_dir;
 pub use recording::MAX_RECORDING_SEGMENTS;
+pub use replication::MAX_ANNOUNCED_ROWS;
 pub use restamp::RESTAMP_TOLERANCE_MS;
 pub use retention::RetentionLimits;
 pub use store::Store;
@@ -130,12 +134,34 @@ pub struct StreamSummary {
     /// Edge: closed segments that the hub has not stored.
     pub unshipped: u64,
     pub unshipped_bytes: u64,
+    /// Edge: closed segments here that the hub has settled without having them.
+    pub given_up: u64,
 }
 
 /// What the edge told of a segment that is not here yet (hub).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Announced {
     pub info: SegmentInfo,
+}
+
+/// What announced segments are at a hub.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Comparison {
+    /// Here, with the announced length and hash.
+    pub stored: Vec<SegmentNumber>,
+    /// Settled without being here.
+    pub holes: Vec<(SegmentNumber, HoleReason)>,
+    /// The lowest number under which another segment is here; what was announced behind it is not waited for.
+    pub collides: Option<SegmentNumber>,
+}
+
+/// What an edge still has to ship, page by page.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HeldPage {
+    /// Ascending.
+    pub ranges: Vec<RangeInclusive<SegmentNumber>>,
+    /// Where the next page begins; None: there is nothing behind these.
+    pub next: Option<SegmentNumber>,
 }
 
 /// What the janitor did.

@@ -136,6 +136,20 @@ impl Store {
         Ok(())
     }
 
+    /// The same after segments of a range of numbers (the end excluded) got these numbers.
+    pub(crate) fn rewrite_hour_lists_of(
+        &self,
+        stream: &StreamName,
+        first: SegmentNumber,
+        end: SegmentNumber,
+    ) -> Result<()> {
+        let hours = self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::hours_of(c, row.id, first, end, HOUR_MS)?)
+        })?;
+        self.rewrite_hour_lists(stream, hours)
+    }
+
     /// Writes the list of an hour, unless it says so already; an hour with nothing in it has none.
     fn rewrite_hour(&self, stream: &StreamName, hour: i64, over: bool) -> Result<()> {
         let Some(name) = hour_name(WallTime(hour)) else {

@@ -51,6 +51,7 @@ impl Store {
             .write(|c| Ok(live::shorten_grace(c, latest)?))?;
         let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
         for row in &all {
+            self.recover_renumbering(row)?;
             self.recover_open(row, &mut report)?;
             self.recover_folders(row, &mut report)?;
             self.sweep_below_first(&row.name, row.id)?;

@@ -5,12 +5,22 @@ use std::ops::RangeInclusive;
 use model::{HoleReason, RangeSet, SegmentInfo, SegmentNumber, StreamName};
 
 use crate::{
-    Announced, Store,
-    catalog::{segments, streams},
-    error::Result,
+    Announced, Comparison, HeldPage, Store,
+    catalog::{
+        segments::{self, State},
+        streams,
+    },
+    error::{Result, StoreError},
     files,
     store::ALL,
 };
+
+/// Most segments of a stream that a hub knows of and lacks: nine hours of two-second segments, far above what
+/// an edge announces ahead of shipping.
+pub const MAX_ANNOUNCED_ROWS: u64 = 16_384;
+
+/// Segments tried on each side to tell a bad file from a bad disk.
+const NEIGHBOURS: usize = 3;
 
 impl Store {
     /// Ranges of numbers that can no longer change here: here, or tombstoned.
@@ -21,26 +31,83 @@ impl Store {
         })
     }
 
-    /// Hub: segments the edge has and will ship, in ascending order; known ones are stepped over.
-    pub fn announce(&self, stream: &StreamName, announced: &[Announced]) -> Result<()> {
+    /// Hub: segments the edge has and will ship, in ascending order. Those whose numbers are used here are
+    /// compared; the rest is waited for. At most [`MAX_ANNOUNCED_ROWS`] are waited for at once.
+    pub fn announce(&self, stream: &StreamName, announced: &[Announced]) -> Result<Comparison> {
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
+            let waiting = segments::count_not_here(c, row.id, MAX_ANNOUNCED_ROWS)?;
+            let mut room = MAX_ANNOUNCED_ROWS - waiting;
+            let mut found = Comparison::default();
             for Announced { info } in announced {
-                let settled = segments::next_tombstone(
-                    c,
-                    row.id,
-                    info.number.0.checked_sub(1).map(SegmentNumber),
-                )?
-                .is_some_and(|range| range.contains(&info.number));
-                if !settled {
-                    segments::announce(c, row.id, info)?;
+                let number = info.number;
+                let known = segments::find(c, row.id, number)?;
+                match &known {
+                    Some(known) if known.state == State::Here => {
+                        let same = (known.info.bytes, known.info.hash) == (info.bytes, info.hash);
+                        if same {
+                            found.stored.push(number);
+                        } else {
+                            found.collides = found.collides.or(Some(number));
+                        }
+                        continue;
+                    }
+                    // It comes under another number.
+                    _ if found.collides.is_some() => continue,
+                    Some(_) => {}
+                    None => {
+                        if let Some(reason) = segments::tombstone_at(c, row.id, number)? {
+                            found.holes.push((number, reason));
+                            continue;
+                        }
+                        room = room
+                            .checked_sub(1)
+                            .ok_or_else(|| StoreError::TooManyAnnounced {
+                                stream: stream.clone(),
+                                limit: MAX_ANNOUNCED_ROWS,
+                            })?;
+                    }
                 }
+                segments::announce(c, row.id, info)?;
+                streams::raise_floor(c, row.id, number)?;
             }
-            let highest = announced.iter().map(|a| a.info.number).max();
-            if let Some(highest) = highest {
-                streams::raise_floor(c, row.id, highest)?;
+            Ok(found)
+        })
+    }
+
+    /// Hub: of what was announced or begun within some numbers the edge has only `held` still: the rest is
+    /// settled as lost, but for what is being written now. How many.
+    pub fn keep_only(
+        &self,
+        stream: &StreamName,
+        within: &RangeInclusive<SegmentNumber>,
+        held: &RangeSet,
+    ) -> Result<u64> {
+        let gone = self.change_live(stream, |c, row| {
+            let mut gone = segments::list_not_here(c, row.id)?;
+            gone.retain(|row| {
+                let number = row.info.number;
+                within.contains(&number)
+                    && !held.contains(number)
+                    && !self.has_writer(stream, number)
+            });
+            for lost in &gone {
+                let number = lost.info.number;
+                segments::bury(c, row.id, &(number..=number), HoleReason::Lost)?;
             }
-            Ok(())
+            Ok(gone)
+        })?;
+        for row in gone.iter().filter(|row| row.state == State::Open) {
+            files::remove(&self.inner().layout.partial(stream, row.info.number))?;
+        }
+        Ok(gone.len() as u64)
+    }
+
+    /// Hub: why a number is settled without being here, if it is.
+    pub fn hole(&self, stream: &StreamName, number: SegmentNumber) -> Result<Option<HoleReason>> {
+        self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::tombstone_at(c, row.id, number)?)
         })
     }
 
@@ -78,7 +145,8 @@ impl Store {
             .floor)
     }
 
-    /// Edge: replaces what is known of the hub: numbers in `settled` need no shipping, all others here do.
+    /// Edge: takes over what is settled at the hub: what it had and does not know any more is to be shipped
+    /// again. That a number is settled there does not say that the segment of this number here is stored.
     pub fn set_settled(&self, stream: &StreamName, settled: &RangeSet) -> Result<()> {
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
@@ -88,7 +156,7 @@ impl Store {
         Ok(())
     }
 
-    /// Edge: the hub said `Stored` (or settled) for one segment.
+    /// Edge: the hub said `Stored` for one segment.
     pub fn mark_stored(&self, stream: &StreamName, number: SegmentNumber) -> Result<()> {
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
@@ -97,6 +165,61 @@ impl Store {
         tracing::debug!(%stream, number = number.0, "segment stored on the hub");
         self.tick();
         Ok(())
+    }
+
+    /// Edge: what the hub has not settled, from `from` on, open or closed, at most `limit` ranges.
+    pub fn held(&self, stream: &StreamName, from: SegmentNumber, limit: usize) -> Result<HeldPage> {
+        let (ranges, next) = self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::held(c, row.id, from, limit)?)
+        })?;
+        Ok(HeldPage { ranges, next })
+    }
+
+    /// Edge: how many segments here the hub settled without having them, by reason.
+    pub fn given_up(&self, stream: &StreamName) -> Result<Vec<(HoleReason, u64)>> {
+        self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::count_given_up(c, row.id)?)
+        })
+    }
+
+    /// Edge: a closed segment that could not be read again and again becomes a hole (*corrupt*). False: it can
+    /// be read, or no other can either, which is the disk's fault and not this file's.
+    pub fn bury_unreadable(&self, stream: &StreamName, number: SegmentNumber) -> Result<bool> {
+        let Some(info) = self.segment(stream, number)? else {
+            return Ok(false);
+        };
+        let path = self.inner().layout.segment(stream, number);
+        let why = match files::hash_file(&path) {
+            Ok((_, bytes)) if bytes == info.bytes => return Ok(false),
+            Ok((_, bytes)) => format!("it has {bytes} bytes of {}", info.bytes),
+            Err(error) => error.to_string(),
+        };
+        let others: Vec<_> = self
+            .list(stream, SegmentNumber(0), NEIGHBOURS)?
+            .into_iter()
+            .chain(self.list(stream, number.next(), NEIGHBOURS)?)
+            .filter(|other| other.number != number)
+            .collect();
+        let readable = |other: &SegmentInfo| {
+            let bytes = self.read(stream, other.number, 0..1);
+            bytes.is_ok_and(|bytes| !bytes.is_empty())
+        };
+        if !others.is_empty() && !others.iter().any(readable) {
+            tracing::error!(%stream, number = number.0, path = %path.display(), %why, "failed to read a segment, nor can its neighbours be read: is the disk well?");
+            return Ok(false);
+        }
+        self.change_live(stream, |c, row| {
+            Ok(segments::bury(
+                c,
+                row.id,
+                &(number..=number),
+                HoleReason::Corrupt,
+            )?)
+        })?;
+        tracing::error!(%stream, number = number.0, path = %path.display(), %why, "a segment can't be read: it becomes a hole");
+        Ok(true)
     }
 
     /// Edge: closed segments the hub has not settled, from `from` on, ascending.

@@ -1,6 +1,7 @@
 //! What to delete and why: a pure plan from records, limits and the time. No disk, no clock.
 //!
-//! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first; and
+//! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first, and what
+//! it settled without taking it; and
 //! only where a live source must go on, what it has not.
 
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(crate) struct Candidate {
     pub(crate) bytes: u64,
     /// The hub has it.
     pub(crate) stored: bool,
+    /// The hub settled it without having it, for this reason.
+    pub(crate) given_up: Option<HoleReason>,
 }
 
 /// One segment to delete.
@@ -67,7 +70,7 @@ pub(crate) fn plan(
     fill: Fill,
     now: WallTime,
 ) -> Vec<Deletion> {
-    let keeps = |c: &Candidate| limits.keep_unshipped && !c.stored;
+    let keeps = |c: &Candidate| limits.keep_unshipped && !c.stored && c.given_up.is_none();
     let expired = |c: &Candidate| {
         limits.max_age.is_some_and(|age| {
             let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
@@ -88,13 +91,17 @@ pub(crate) fn plan(
         });
     };
     for c in oldest.iter().filter(|c| expired(c) && !keeps(c)) {
-        delete(c, HoleReason::Expired, &mut excess);
+        delete(c, c.given_up.unwrap_or(HoleReason::Expired), &mut excess);
     }
-    for c in oldest.iter().filter(|c| !expired(c) && !keeps(c)) {
-        if excess == 0 {
-            break;
+    for given_up in [false, true] {
+        let of_kind = |c: &&&Candidate| c.given_up.is_some() == given_up;
+        let free = oldest.iter().filter(|c| !expired(c) && !keeps(c));
+        for c in free.filter(of_kind) {
+            if excess == 0 {
+                break;
+            }
+            delete(c, c.given_up.unwrap_or(HoleReason::Expired), &mut excess);
         }
-        delete(c, HoleReason::Expired, &mut excess);
     }
     for c in oldest.iter().filter(|c| keeps(c)) {
         if excess == 0 {
@@ -122,6 +129,7 @@ mod tests {
             wall_end: WallTime(NOW.0 - age_s * 1_000),
             bytes: 100,
             stored,
+            given_up: None,
         }
     }
 
@@ -164,6 +172,35 @@ mod tests {
         assert_eq!(
             planned(hub, ROOMY, &all),
             [(1, expired), (2, expired), (3, expired)]
+        );
+    }
+
+    #[test]
+    fn what_the_hub_gave_up_goes_between_what_it_has_and_what_it_lacks() {
+        let mut candidates = [
+            candidate(1, 50, false),
+            candidate(2, 40, false),
+            candidate(3, 30, true),
+        ];
+        candidates[1].given_up = Some(HoleReason::Corrupt);
+        let limits = RetentionLimits {
+            max_bytes: Some(0),
+            keep_unshipped: true,
+            ..RetentionLimits::default()
+        };
+        let used = candidates.iter().map(|c| c.bytes).sum();
+        let fill = Fill { used, free: 0 };
+        let order: Vec<_> = plan(&candidates, &limits, fill, WallTime(1_000_000_000))
+            .iter()
+            .map(|d| (d.number.0, d.reason))
+            .collect();
+        assert_eq!(
+            order,
+            [
+                (3, HoleReason::Expired),
+                (2, HoleReason::Corrupt),
+                (1, HoleReason::Evicted)
+            ]
         );
     }
 

@@ -24,7 +24,7 @@ use crate::{
     OpenSegment, OpenView, Playlist, RecoveryReport, SegmentWriter, StoreOptions, StreamState,
     StreamSummary,
     catalog::{
-        Catalog, Fault, boots,
+        Catalog, Fault, boots, renumber,
         segments::{self, SegmentRow, State},
         spans,
         streams::{self, StreamRow},
@@ -82,6 +82,8 @@ pub(crate) struct Memory {
     order: Arc<Mutex<()>>,
     /// Edge: held while hour lists are written; the highest number that a rewriting of them has listed.
     pub(crate) hour_lists: Arc<Mutex<Option<SegmentNumber>>>,
+    /// Held while segments get other numbers: the uplink and the recorder both carry a renumbering on.
+    pub(crate) moving: Arc<Mutex<()>>,
 }
 
 impl Inner {
@@ -249,12 +251,13 @@ impl Store {
     }
 
     fn summary(&self, row: streams::StreamRow) -> Result<StreamSummary> {
-        let (run, spans, totals, unshipped) = self.inner.catalog.read(|c| {
+        let (run, spans, totals, unshipped, given_up) = self.inner.catalog.read(|c| {
             Ok((
                 streams::newest_run(c, row.id)?,
                 spans::newest(c, row.id, MAX_RANGES)?,
                 spans::totals(c, row.id)?,
                 segments::count_unshipped(c, row.id)?,
+                segments::count_given_up(c, row.id)?,
             ))
         })?;
         let writing = self.is_written(&row.name);
@@ -276,6 +279,7 @@ impl Store {
             last_number: totals.last,
             unshipped: unshipped.0,
             unshipped_bytes: unshipped.1,
+            given_up: given_up.iter().map(|(_, count)| count).sum(),
         })
     }
 
@@ -293,7 +297,8 @@ impl Store {
         written.unwrap_or(false)
     }
 
-    /// A run begins; its number is the number of its first segment. Idempotent.
+    /// A run begins; its number is the number of its first segment. Idempotent; another run of that number is
+    /// never overwritten: that is `NumberUsed`.
     pub fn put_run(&self, stream: &StreamName, run: &RunInfo) -> Result<()> {
         let known = self.run(stream, run.run)?;
         if known.as_ref() == Some(run) {
@@ -301,7 +306,15 @@ impl Store {
         }
         self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
-            Ok(streams::put_run(c, row.id, run)?)
+            streams::put_run(c, row.id, run)?;
+            if streams::run(c, row.id, run.run)?.as_ref() != Some(run) {
+                return Err(StoreError::NumberUsed {
+                    stream: stream.clone(),
+                    number: run.run,
+                }
+                .into());
+            }
+            Ok(())
         })
     }
 
@@ -316,9 +329,21 @@ impl Store {
     /// it is settled here.
     pub fn end_stream(&self, stream: &StreamName, last: Option<SegmentNumber>) -> Result<()> {
         self.change_live(stream, |c, row| {
+            let last = match last {
+                Some(last) => Some(renumber::number_now(c, row.id, last)?),
+                None => None,
+            };
             // Told again, late: the stream has gone on since.
             let above = last.map_or(SegmentNumber(0), SegmentNumber::next);
-            let gone_on = !segments::list_here(c, row.id, above, 1)?.is_empty();
+            let gone_on = match renumber::plan(c, row.id)? {
+                // Those from its base on come before `last` too, but for what was recorded since.
+                Some(plan) if last.is_some_and(|last| last < plan.base) => {
+                    let next = segments::list_here(c, row.id, above, 1)?;
+                    let newer = segments::list_here(c, row.id, plan.next, 1)?;
+                    next.iter().any(|row| row.info.number < plan.base) || !newer.is_empty()
+                }
+                _ => !segments::list_here(c, row.id, above, 1)?.is_empty(),
+            };
             if !gone_on {
                 streams::tell_to_end(c, row.id, last)?;
             }
@@ -378,6 +403,11 @@ impl Store {
         self.inner.layout.make_folder(stream, open.number)?;
         if self.inner.options.local_playlists {
             self.close_left_open(stream)?;
+            // Its run may have got another number since it began.
+            open.run = self.inner.catalog.read(|c| {
+                let row = streams::get(c, stream)?;
+                Ok(renumber::run_now(c, row.id, open.run)?)
+            })?;
         } else {
             self.forget_left_open(stream, open.number)?;
         }

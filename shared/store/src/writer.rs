@@ -265,6 +265,9 @@ impl Store {
         };
         tracing::debug!(%stream, number = info.number.0, bytes = info.bytes, duration_ms = info.duration.as_millis(), "segment closed");
         self.write_local_playlists(stream, info);
+        if self.inner().options.local_playlists {
+            self.renumber_closed(stream);
+        }
         Ok(())
     }
 

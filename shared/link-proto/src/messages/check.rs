@@ -17,6 +17,9 @@ use super::{
 const MAX_WALL_MS: i64 = WallTime::LATEST.0;
 /// Farthest media time from nought: 33-bit clocks wrap into it for more than a million years.
 const MAX_MEDIA_90K: i64 = 1 << 62;
+/// Highest number of a segment: a hundred segments a second use it up in a thousand million years, and a catalog
+/// of 64-bit signed numbers has room above it.
+const MAX_NUMBER: u64 = 1 << 62;
 /// Longest segment or part: an hour, far above any target duration.
 const MAX_DURATION_90K: u64 = 3_600 * 90_000;
 /// Longest target duration in seconds.
@@ -176,6 +179,15 @@ pub(super) fn ranges(ranges: Vec<wire::Range>) -> Result<Vec<RangeInclusive<Segm
         .collect()
 }
 
+/// Ranges of numbers that segments can have.
+pub(super) fn numbers(list: Vec<wire::Range>) -> Result<Vec<RangeInclusive<SegmentNumber>>> {
+    let list = ranges(list)?;
+    for range in &list {
+        number(range.end().0)?;
+    }
+    Ok(list)
+}
+
 pub(super) fn ranges_to_wire(ranges: &[RangeInclusive<SegmentNumber>]) -> Vec<wire::Range> {
     ranges
         .iter()
@@ -229,7 +241,7 @@ pub(super) fn run_to_wire(run: &RunInfo) -> wire::Run {
 pub(super) fn segment(segment: wire::Segment) -> Result<SegmentInfo> {
     in_run(segment.run, segment.number)?;
     Ok(SegmentInfo {
-        number: SegmentNumber(segment.number),
+        number: number(segment.number)?,
         run: SegmentNumber(segment.run),
         wall_start: wall("wall start", segment.wall_start_ms)?,
         media_start: media_start(segment.media_start_90k)?,
@@ -238,6 +250,13 @@ pub(super) fn segment(segment: wire::Segment) -> Result<SegmentInfo> {
         hash: hash(&segment.hash)?,
         independent: segment.independent,
     })
+}
+
+pub(super) fn number(number: u64) -> Result<SegmentNumber> {
+    if number > MAX_NUMBER {
+        return Err(out_of_range("segment number", number));
+    }
+    Ok(SegmentNumber(number))
 }
 
 /// A run is named by its first segment, so no segment of it has a lower number.

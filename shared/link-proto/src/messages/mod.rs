@@ -97,6 +97,13 @@ pub enum ToHub {
         stream: StreamName,
         segments: Vec<(SegmentNumber, WallTime)>,
     },
+    /// Of the numbers of `within` the edge has these to ship and no others; ascending and disjoint, at most
+    /// [`MAX_RANGES`].
+    Holding {
+        stream: StreamName,
+        within: RangeInclusive<SegmentNumber>,
+        ranges: Vec<RangeInclusive<SegmentNumber>>,
+    },
 }
 
 /// From a hub to an edge.
@@ -143,6 +150,15 @@ pub enum ToEdge {
         stream: StreamName,
         number: SegmentNumber,
         reason: HoleReason,
+    },
+    /// The number is another segment's at the hub.
+    Collides {
+        stream: StreamName,
+        number: SegmentNumber,
+        /// The lowest number that the hub has not seen used.
+        floor: SegmentNumber,
+        /// Length, hash or run were compared and differ; else only the number is known to be used.
+        compared: bool,
     },
     /// The end after `last` is committed.
     Ended {

@@ -62,7 +62,7 @@ fn hello() -> Hello {
 }
 
 fn every_to_hub() -> Vec<ToHub> {
-    let range = SegmentNumber(1)..=SegmentNumber(u64::MAX);
+    let range = SegmentNumber(1)..=SegmentNumber(1 << 62);
     vec![
         ToHub::Hello(hello()),
         ToHub::Enrol {
@@ -111,6 +111,13 @@ fn every_to_hub() -> Vec<ToHub> {
                 .map(|n| (SegmentNumber(u64::MAX - 1_000 + n), WallTime::LATEST))
                 .collect(),
         },
+        ToHub::Holding {
+            stream: stream(),
+            within: SegmentNumber(0)..=SegmentNumber(u64::MAX),
+            ranges: (0..MAX_RANGES as u64)
+                .map(|i| SegmentNumber(i << 50)..=SegmentNumber((i << 50) + 9))
+                .collect(),
+        },
     ]
 }
 
@@ -121,6 +128,12 @@ fn every_to_edge() -> Vec<ToEdge> {
             name: "site-1".parse().unwrap(),
             hub_time: WallTime(1_777_000_000_000),
             floors: vec![("x".repeat(64).parse().unwrap(), number); MAX_FLOORS],
+        },
+        ToEdge::Collides {
+            stream: stream(),
+            number,
+            floor: SegmentNumber(1 << 62),
+            compared: true,
         },
         ToEdge::Refused {
             reason: "this device is disabled".into(),
@@ -251,6 +264,19 @@ fn nonsense_is_named() {
         stream: stream(),
         segments: [3, 4].map(|n| (SegmentNumber(n), WallTime(0))).to_vec(),
     };
+    let holes = || ToHub::Holes {
+        stream: stream(),
+        ranges: std::iter::once(SegmentNumber(2)..=SegmentNumber(4)).collect(),
+        reason: HoleReason::Evicted,
+    };
+    let holding = || ToHub::Holding {
+        stream: stream(),
+        within: SegmentNumber(2)..=SegmentNumber(9),
+        ranges: vec![
+            SegmentNumber(2)..=SegmentNumber(4),
+            SegmentNumber(7)..=SegmentNumber(8),
+        ],
+    };
     let of =
         |m: &mut wire::SegmentClosed, f: fn(&mut wire::Segment)| f(m.segment.as_mut().unwrap());
     let errors = [
@@ -278,6 +304,14 @@ fn nonsense_is_named() {
         spoiled!(restamp(), Restamp, m => m.segments.swap(0, 1)),
         spoiled!(restamp(), Restamp, m => m.segments[1].wall_start_ms = -1),
         spoiled!(restamp(), Restamp, m => m.segments = vec![m.segments[0]; MAX_RESTAMPED + 1]),
+        spoiled!(ToHub::SegmentStart(start()), SegmentStart, m => m.number = u64::MAX),
+        spoiled!(ToHub::Chunk(chunk(1)), Chunk, m => m.number = i64::MAX as u64),
+        spoiled!(closed(), SegmentClosed, m => of(m, |s| s.number = (1 << 62) + 1)),
+        spoiled!(holes(), Holes, m => m.ranges[0].last = u64::MAX),
+        spoiled!(holes(), Holes, m => m.ranges[0].first = 9),
+        spoiled!(holding(), Holding, m => m.ranges.reverse()),
+        spoiled!(holding(), Holding, m => m.first = 4),
+        spoiled!(holding(), Holding, m => m.ranges[1].first = 4),
     ];
     assert_eq!(
         errors,
@@ -306,6 +340,14 @@ fn nonsense_is_named() {
             "order of restamped segments is malformed",
             "wall start -1 is out of range",
             "restamped segments has 257 bytes or entries, over the limit of 256",
+            "segment number 18446744073709551615 is out of range",
+            "segment number 9223372036854775807 is out of range",
+            "segment number 4611686018427387905 is out of range",
+            "segment number 18446744073709551615 is out of range",
+            "range end 4 is out of range",
+            "order of held ranges is malformed",
+            "order of held ranges is malformed",
+            "order of held ranges is malformed",
         ]
     );
 }

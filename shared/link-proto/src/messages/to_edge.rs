@@ -54,6 +54,12 @@ pub(super) fn from_wire(message: wire::ToEdge) -> Result<Option<ToEdge>, Protoco
             number: SegmentNumber(m.number),
             reason: check::hole_reason(m.reason)?,
         },
+        Kind::Collides(m) => ToEdge::Collides {
+            stream: check::stream(m.stream)?,
+            number: check::number(m.number)?,
+            floor: check::number(m.floor)?,
+            compared: m.compared,
+        },
         Kind::Ended(m) => ToEdge::Ended {
             stream: check::stream(m.stream)?,
             last: m.last.map(SegmentNumber),
@@ -147,6 +153,17 @@ pub(super) fn to_wire(message: &ToEdge) -> wire::ToEdge {
             stream: stream.to_string(),
             number: number.0,
             reason: u32::from(reason.code()),
+        }),
+        ToEdge::Collides {
+            stream,
+            number,
+            floor,
+            compared,
+        } => Kind::Collides(wire::Collides {
+            stream: stream.to_string(),
+            number: number.0,
+            floor: floor.0,
+            compared: *compared,
         }),
         ToEdge::Ended { stream, last } => Kind::Ended(wire::Ended {
             stream: stream.to_string(),

@@ -57,18 +57,38 @@ pub(super) fn from_wire(message: wire::ToHub) -> Result<Option<ToHub>, ProtocolE
         },
         Kind::Holes(m) => ToHub::Holes {
             stream: check::stream(m.stream)?,
-            ranges: check::ranges(m.ranges)?,
+            ranges: check::numbers(m.ranges)?,
             reason: check::hole_reason(m.reason)?,
         },
         Kind::StreamEnd(m) => ToHub::StreamEnd {
             stream: check::stream(m.stream)?,
-            last: m.last.map(SegmentNumber),
+            last: m.last.map(check::number).transpose()?,
         },
         Kind::Restamp(m) => ToHub::Restamp {
             stream: check::stream(m.stream)?,
             segments: check::walls(m.segments)?,
         },
+        Kind::Holding(m) => holding(m)?,
     }))
+}
+
+fn holding(m: wire::Holding) -> Result<ToHub, ProtocolError> {
+    let ranges = check::ranges(m.ranges)?;
+    let ascending = ranges
+        .iter()
+        .zip(ranges.iter().skip(1))
+        .all(|(lower, higher)| lower.end() < higher.start());
+    let inside = ranges
+        .iter()
+        .all(|range| range.start().0 >= m.first && range.end().0 <= m.last);
+    if !ascending || !inside || m.first > m.last {
+        return Err(ProtocolError::Malformed("order of held ranges"));
+    }
+    Ok(ToHub::Holding {
+        stream: check::stream(m.stream)?,
+        within: SegmentNumber(m.first)..=SegmentNumber(m.last),
+        ranges,
+    })
 }
 
 fn hello(version: u32, software: String, clock_ms: i64) -> Result<Hello, ProtocolError> {
@@ -84,7 +104,7 @@ fn segment_start(m: wire::SegmentStart) -> Result<SegmentStart, ProtocolError> {
     check::in_run(run.run.0, m.number)?;
     Ok(SegmentStart {
         stream: check::stream(m.stream)?,
-        number: SegmentNumber(m.number),
+        number: check::number(m.number)?,
         run,
         wall_start: check::wall("wall start", m.wall_start_ms)?,
         media_start: check::media_start(m.media_start_90k)?,
@@ -108,7 +128,7 @@ fn chunk(m: wire::Chunk) -> Result<Chunk, ProtocolError> {
     };
     Ok(Chunk {
         stream: check::stream(m.stream)?,
-        number: SegmentNumber(m.number),
+        number: check::number(m.number)?,
         offset: m.offset,
         data: m.data,
         part_end,
@@ -190,6 +210,16 @@ pub(super) fn to_wire(message: &ToHub) -> wire::ToHub {
                     wall_start_ms: wall.0,
                 })
                 .collect(),
+        }),
+        ToHub::Holding {
+            stream,
+            within,
+            ranges,
+        } => Kind::Holding(wire::Holding {
+            stream: stream.to_string(),
+            ranges: check::ranges_to_wire(ranges),
+            first: within.start().0,
+            last: within.end().0,
         }),
     };
     wire::ToHub { kind: Some(kind) }

@@ -64,6 +64,13 @@ pub enum Job {
         stream: StreamName,
         segments: Vec<(SegmentNumber, WallTime)>,
     },
+    /// Settle what was announced or begun before this session within these numbers and is not among `held`:
+    /// the edge has it no more.
+    KeepOnly {
+        stream: StreamName,
+        within: std::ops::RangeInclusive<SegmentNumber>,
+        held: RangeSet,
+    },
 }
 
 /// A segment's beginning that waits for the rest.
@@ -74,7 +81,7 @@ pub struct Partial {
     pub hash: SegmentHash,
 }
 
-/// What became of a job. A job without an answer of its own (`Announce`, `Settle`, `Append`) that went well
+/// What became of a job. A job without an answer of its own (`Settle`, `KeepOnly`, `Append`) that went well
 /// has no outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -92,10 +99,25 @@ pub enum Outcome {
     },
     /// Begun; bytes may come.
     Started,
-    /// It is here, or settled without its bytes.
-    AlreadySettled {
+    /// What announced numbers are here already.
+    Announced {
+        stream: StreamName,
+        /// Here, with the announced length and hash.
+        stored: Vec<SegmentNumber>,
+        /// Settled without being here.
+        holes: Vec<(SegmentNumber, HoleReason)>,
+        /// The lowest that is here with other bytes, or of a run that is another one here; what was announced
+        /// behind it is not waited for.
+        collides: Option<SegmentNumber>,
+        /// The lowest number not used here.
+        floor: SegmentNumber,
+    },
+    /// A segment of that number is here: whether it is this one can't be said before it is closed.
+    NumberUsed {
         stream: StreamName,
         number: SegmentNumber,
+        /// The lowest number not used here.
+        floor: SegmentNumber,
     },
     /// Here and durable.
     Stored {
@@ -203,10 +225,19 @@ impl Receiver {
             ToHub::Restamp { stream, segments } => Ok(self
                 .incoming(&stream)?
                 .map(|_| Job::Restamp { stream, segments })),
+            ToHub::Holding {
+                stream,
+                within,
+                ranges,
+            } => Ok(self.incoming(&stream)?.map(|_| Job::KeepOnly {
+                stream,
+                within,
+                held: ranges.into_iter().collect(),
+            })),
         }
     }
 
-    /// The answers to a job's outcome: at most [`MAX_PARTIALS`] and one.
+    /// The answers to a job's outcome: at most [`MAX_PARTIALS`] and one, or one for each announced segment.
     pub fn handle_outcome(&mut self, outcome: Outcome) -> Vec<ToEdge> {
         match outcome {
             Outcome::Registered {
@@ -238,9 +269,43 @@ impl Receiver {
                 settled,
             } => vec![ToEdge::Settled(settled_page(stream, &settled, Some(below)))],
             Outcome::Started => Vec::new(),
-            Outcome::AlreadySettled { stream, number } => {
+            Outcome::Announced {
+                stream,
+                stored,
+                holes,
+                collides,
+                floor,
+            } => {
+                let of = || stream.clone();
+                let stored = stored.into_iter().map(|number| ToEdge::Stored {
+                    stream: of(),
+                    number,
+                });
+                let holes = holes.into_iter().map(|(number, reason)| ToEdge::Hole {
+                    stream: of(),
+                    number,
+                    reason,
+                });
+                let collides = collides.map(|number| ToEdge::Collides {
+                    stream: of(),
+                    number,
+                    floor,
+                    compared: true,
+                });
+                stored.chain(holes).chain(collides).collect()
+            }
+            Outcome::NumberUsed {
+                stream,
+                number,
+                floor,
+            } => {
                 self.answered(&stream, number);
-                vec![ToEdge::Stored { stream, number }]
+                vec![ToEdge::Collides {
+                    stream,
+                    number,
+                    floor,
+                    compared: false,
+                }]
             }
             Outcome::Stored { stream, number } => vec![ToEdge::Stored { stream, number }],
             Outcome::Unusable { stream, number } => {
@@ -251,11 +316,14 @@ impl Receiver {
                 stream,
                 number,
                 reason,
-            } => vec![ToEdge::Hole {
-                stream,
-                number,
-                reason,
-            }],
+            } => {
+                self.answered(&stream, number);
+                vec![ToEdge::Hole {
+                    stream,
+                    number,
+                    reason,
+                }]
+            }
             Outcome::Failed { stream, number } => {
                 self.answered(&stream, number);
                 vec![again(stream, number, DISK_WAIT_MS)]

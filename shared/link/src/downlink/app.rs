@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use link_proto::{
-    Bye, Channel, Endpoint, Event, HubEndpoint, SessionId,
+    Bye, Channel, CloseReason, Endpoint, Event, HubEndpoint, SessionId,
     messages::{ToEdge, ToHub},
 };
 use model::DeviceName;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DownlinkStatus,
     admission::{self, Question, Verdict, disabled},
+    doubles::Doubles,
     flood::{FloodWatch, News},
     session::{Left, Session, State, welcome},
     worker::{Done, Work, Worker},
@@ -54,6 +55,8 @@ pub(super) struct Downlink {
     floods: FloodWatch,
     /// Of lines that strangers can cause.
     complaints: Throttle,
+    doubles: Doubles,
+    violations: u64,
     stop_at: Option<Instant>,
     ended: bool,
 }
@@ -109,6 +112,8 @@ impl Downlink {
             segments_stored: 0,
             floods: FloodWatch::default(),
             complaints: Throttle::new(),
+            doubles: Doubles::default(),
+            violations: 0,
             stop_at: None,
             ended: false,
         })
@@ -300,6 +305,7 @@ impl Downlink {
             return;
         };
         tracing::info!(%device, peer = %session.peer, "device connected");
+        self.doubles.connected(&device, session.peer);
         session.since = wall_now();
         session.state = State::Member {
             device: device.clone(),
@@ -392,6 +398,7 @@ impl Downlink {
     }
 
     fn violation(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId, what: &str) {
+        self.violations += 1;
         if let Some(session) = self.sessions.get(&id)
             && let Some(left_out) = self.complaints.allows(now)
         {
@@ -523,6 +530,8 @@ impl Downlink {
         let sessions = sessions.filter_map(|(&id, session)| session.status(endpoint, id));
         let counters = Counters {
             segments_stored: self.segments_stored,
+            identity_conflicts: self.doubles.count,
+            violations: self.violations,
             ..Counters::of(endpoint.counters())
         };
         self.status.send_replace(DownlinkStatus {
@@ -604,6 +613,12 @@ impl Application<HubEndpoint> for Downlink {
             }
             Event::Closed { session, reason } => {
                 tracing::debug!(%session, ?reason, "session closed");
+                if reason == CloseReason::Replaced
+                    && let Some(old) = self.sessions.get(&session)
+                    && let State::Member { device, .. } = &old.state
+                {
+                    self.doubles.replaced(device, old.peer);
+                }
                 self.forget(session);
                 self.check_at = now;
             }

@@ -2,6 +2,7 @@
 
 mod admission;
 mod app;
+mod doubles;
 mod flood;
 mod session;
 mod worker;

@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     io,
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +18,7 @@ use link_proto::{
     messages::{ProtocolError, SegmentStart, ToEdge, ToHub},
     replicate::receiver::{Job, Outcome, Partial, Receiver},
 };
-use model::{DeviceName, HoleReason, RunInfo, SegmentInfo, SegmentNumber, StreamName};
+use model::{DeviceName, HoleReason, RangeSet, RunInfo, SegmentInfo, SegmentNumber, StreamName};
 use store::{Announced, OpenSegment, SegmentWriter, Store, StoreError};
 use tokio::sync::mpsc;
 
@@ -151,6 +152,9 @@ struct Desk {
     writers: HashMap<StreamName, SegmentWriter>,
     /// The run last entered for each stream.
     runs: HashMap<StreamName, RunInfo>,
+    /// For each open stream the lowest number that was not used as this session opened it: what the edge says
+    /// of what it holds is about those below.
+    opened_at: HashMap<StreamName, SegmentNumber>,
 }
 
 impl Desk {
@@ -162,6 +166,7 @@ impl Desk {
             receiver: Receiver::new(),
             writers: HashMap::new(),
             runs: HashMap::new(),
+            opened_at: HashMap::new(),
         }
     }
 
@@ -172,6 +177,7 @@ impl Desk {
             Work::Reset => {
                 self.receiver.reset();
                 self.writers.clear();
+                self.opened_at.clear();
                 (None, true)
             }
             Work::CheckOwner => (self.check_owner(), true),
@@ -228,17 +234,7 @@ impl Desk {
                 stream,
                 runs,
                 segments,
-            } => {
-                for run in &runs {
-                    self.put_run(&stream, run)?;
-                }
-                let announced: Vec<_> = segments
-                    .into_iter()
-                    .map(|info| Announced { info })
-                    .collect();
-                self.store.announce(&stream, &announced)?;
-                return Ok(None);
-            }
+            } => self.announce(stream, &runs, segments)?,
             Job::Start(start) => {
                 let (stream, number) = (start.stream.clone(), start.number);
                 self.writers.remove(&stream);
@@ -275,6 +271,14 @@ impl Desk {
                 }
                 return Ok(None);
             }
+            Job::KeepOnly {
+                stream,
+                within,
+                held,
+            } => {
+                self.keep_only(&stream, &within, &held)?;
+                return Ok(None);
+            }
             Job::End { stream, last } => {
                 self.store.end_stream(&stream, last)?;
                 tracing::info!(%stream, last = last.map(|last| last.0), "stream ended");
@@ -309,6 +313,8 @@ impl Desk {
             }
             Err(error) => return Err(error),
         }
+        let floor = self.store.floor(&stream)?;
+        self.opened_at.insert(stream.clone(), floor);
         let partials = self.store.partials(&stream)?;
         let partials = partials.into_iter().map(|(open, length, hash)| Partial {
             number: open.number,
@@ -320,6 +326,77 @@ impl Desk {
             partials: partials.collect(),
             stream,
         })
+    }
+
+    fn announce(
+        &mut self,
+        stream: StreamName,
+        runs: &[RunInfo],
+        mut segments: Vec<SegmentInfo>,
+    ) -> Result<Outcome, StoreError> {
+        let mut other_run = None;
+        for run in runs {
+            match self.put_run(&stream, run) {
+                Ok(()) => {}
+                Err(StoreError::NumberUsed { .. }) => {
+                    let first = segments.iter().position(|info| info.run == run.run);
+                    other_run = first.into_iter().chain(other_run).min();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // The first segment of a run that is another one here; it and what follows it is not taken.
+        let of_other_run = other_run.and_then(|at| segments.get(at)).map(|i| i.number);
+        segments.truncate(other_run.unwrap_or(segments.len()));
+        let announced: Vec<_> = segments
+            .into_iter()
+            .map(|info| Announced { info })
+            .collect();
+        let found = match self.store.announce(&stream, &announced) {
+            Ok(found) => found,
+            Err(error @ StoreError::TooManyAnnounced { .. }) => {
+                tracing::warn!(device = %self.device, %error, "stream refused");
+                self.writers.remove(&stream);
+                return Ok(Outcome::StreamRefused {
+                    stream,
+                    reason: error.to_string(),
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        let collides = found.collides.or(of_other_run);
+        if let Some(number) = collides {
+            tracing::warn!(device = %self.device, %stream, number = number.0, "a number is announced that is another segment's here: the device gives its own another one");
+        }
+        Ok(Outcome::Announced {
+            floor: self.store.floor(&stream)?,
+            stream,
+            stored: found.stored,
+            holes: found.holes,
+            collides,
+        })
+    }
+
+    /// What was known before this session opened the stream and the device has no more will never come.
+    fn keep_only(
+        &self,
+        stream: &StreamName,
+        within: &RangeInclusive<SegmentNumber>,
+        held: &RangeSet,
+    ) -> Result<(), StoreError> {
+        let Some(last) = self
+            .opened_at
+            .get(stream)
+            .and_then(|floor| floor.0.checked_sub(1))
+        else {
+            return Ok(());
+        };
+        let within = *within.start()..=SegmentNumber(last).min(*within.end());
+        let lost = self.store.keep_only(stream, &within, held)?;
+        if lost > 0 {
+            tracing::warn!(device = %self.device, %stream, lost, "the device does not have any more what it announced: those segments are lost");
+        }
+        Ok(())
     }
 
     fn put_run(&mut self, stream: &StreamName, run: &RunInfo) -> Result<(), StoreError> {
@@ -341,7 +418,11 @@ impl Desk {
                 if start.offset > 0 {
                     return Ok(Outcome::Unusable { stream, number });
                 }
-                self.put_run(&stream, &start.run)?;
+                match self.put_run(&stream, &start.run) {
+                    Ok(()) => {}
+                    Err(StoreError::NumberUsed { .. }) => return self.number_used(stream, number),
+                    Err(error) => return Err(error),
+                }
                 let open = OpenSegment {
                     number,
                     run: start.run.run,
@@ -352,7 +433,7 @@ impl Desk {
                 match self.store.open_segment(&stream, open) {
                     Ok(writer) => writer,
                     Err(StoreError::NumberUsed { .. }) => {
-                        return Ok(Outcome::AlreadySettled { stream, number });
+                        return self.number_used(stream, number);
                     }
                     Err(error) => return Err(error),
                 }
@@ -360,6 +441,26 @@ impl Desk {
         };
         self.writers.insert(stream, writer);
         Ok(Outcome::Started)
+    }
+
+    /// A segment was begun whose number (or run) is used here.
+    fn number_used(
+        &self,
+        stream: StreamName,
+        number: SegmentNumber,
+    ) -> Result<Outcome, StoreError> {
+        if let Some(reason) = self.store.hole(&stream, number)? {
+            return Ok(Outcome::Hole {
+                stream,
+                number,
+                reason,
+            });
+        }
+        Ok(Outcome::NumberUsed {
+            floor: self.store.floor(&stream)?,
+            stream,
+            number,
+        })
     }
 
     fn close_segment(&mut self, stream: StreamName, info: &SegmentInfo) -> Outcome {

@@ -10,7 +10,7 @@ use link_proto::{
     messages::{ToEdge, ToHub},
     replicate::sender::{Command, Sender},
 };
-use model::MediaDuration;
+use model::{MediaDuration, StreamName};
 use store::Store;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -203,7 +203,10 @@ impl Uplink {
                 self.hub_time = Some(hub_time);
                 self.untold = Some(hub_time);
                 self.unanswered_since = None;
+                self.sender.set_floors(&floors);
                 self.floors = floors;
+                // Streams that only the hub knows are compared too.
+                self.scan.wanted = true;
                 let connected = LinkState::Connected {
                     device: name,
                     since: wall_now(),
@@ -261,6 +264,19 @@ impl Uplink {
         if matches!(self.state, LinkState::Connected { .. }) {
             self.set_state(now, LinkState::Connecting);
         }
+    }
+
+    /// The streams in the store, and those of this device that only the hub has: a disk that was wiped holds
+    /// nothing of them, and that is to be said.
+    fn with_lost(&self, mut names: Vec<StreamName>) -> Vec<StreamName> {
+        let lost: Vec<_> = self
+            .floors
+            .iter()
+            .filter(|(name, floor)| floor.0 > 0 && !names.contains(name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        names.extend(lost);
+        names
     }
 
     fn set_state(&mut self, now: Instant, state: LinkState) {
@@ -360,6 +376,7 @@ impl Uplink {
             counters: Counters {
                 segments_shipped: progress.segments_shipped,
                 segments_stored: progress.segments_stored,
+                new_bytes_sent: progress.new_bytes_sent,
                 ..Counters::of(endpoint.counters())
             },
         };
@@ -435,6 +452,10 @@ impl Application<EdgeEndpoint> for Uplink {
                     self.sender.connected();
                 }
                 let scanned = matches!(answer, Answer::Streams(_));
+                let answer = match answer {
+                    Answer::Streams(names) => Answer::Streams(self.with_lost(names)),
+                    other => other,
+                };
                 let left_out = answer.give(now, &mut self.sender);
                 if scanned {
                     self.left_out = left_out;
@@ -511,6 +532,12 @@ impl Application<EdgeEndpoint> for Uplink {
                 match (reason, &self.state) {
                     // Told with its reason already; the next attempt comes much later.
                     (CloseReason::Peer(Bye::Refused), LinkState::Refused { .. }) => {}
+                    (CloseReason::Peer(Bye::Replaced), _) => {
+                        self.unanswered_since = None;
+                        let reason = "another box uses this identity and has taken its place at the hub: enrol one of the two anew (`hub enroll NAME`); this one tries again in some minutes".to_owned();
+                        tracing::error!("{reason}");
+                        self.set_state(now, LinkState::Refused { reason });
+                    }
                     (CloseReason::Peer(Bye::Refused), _) => {
                         let reason = "this device is not welcome any more".to_owned();
                         self.set_state(now, LinkState::Refused { reason });

@@ -4,10 +4,10 @@ use std::{io, thread, time::Instant};
 
 use bytes::Bytes;
 use link_proto::{
-    messages::{MAX_ANNOUNCED, MAX_RESTAMPED},
+    messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED},
     replicate::{
         MAX_STREAMS,
-        sender::{Command, LOOK_LIMIT, Looked, OpenFacts, READ_BYTES, Sender},
+        sender::{Command, Held, LOOK_LIMIT, Looked, OpenFacts, READ_BYTES, Sender},
     },
 };
 use model::{RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
@@ -42,6 +42,11 @@ pub(super) enum Answer {
         stream: StreamName,
         listed: Option<(Vec<SegmentInfo>, Vec<RunInfo>)>,
     },
+    Held {
+        ticket: u64,
+        stream: StreamName,
+        held: Option<Held>,
+    },
     Hashed {
         ticket: u64,
         hash: Option<SegmentHash>,
@@ -71,6 +76,11 @@ impl Answer {
                 stream,
                 listed,
             } => sender.handle_listed(now, ticket, &stream, listed),
+            Self::Held {
+                ticket,
+                stream,
+                held,
+            } => sender.handle_held(now, ticket, &stream, held),
             Self::Hashed { ticket, hash } => sender.handle_hashed(ticket, hash),
             Self::Read {
                 ticket,
@@ -143,6 +153,15 @@ fn carry_out(store: &Store, work: Work) -> Option<Answer> {
             listed: logged("list", Some(&stream), list(store, &stream, from)),
             stream,
         },
+        Work::Do(Command::ListHeld {
+            ticket,
+            stream,
+            from,
+        }) => Answer::Held {
+            ticket,
+            held: logged("list", Some(&stream), held(store, &stream, from)),
+            stream,
+        },
         Work::Do(Command::Hash {
             ticket,
             stream,
@@ -163,11 +182,35 @@ fn carry_out(store: &Store, work: Work) -> Option<Answer> {
             bytes: logged("read", Some(&stream), store.read(&stream, number, range)),
         },
         Work::Do(Command::SetSettled { stream, settled }) => {
-            logged("mark", Some(&stream), store.set_settled(&stream, &settled))?;
+            let done = known(store, &stream, || store.set_settled(&stream, &settled));
+            logged("mark", Some(&stream), done)?;
             return None;
         }
         Work::Do(Command::MarkStored { stream, number }) => {
             logged("mark", Some(&stream), store.mark_stored(&stream, number))?;
+            return None;
+        }
+        Work::Do(Command::GiveUp {
+            stream,
+            number,
+            reason,
+        }) => {
+            let done = store.give_up(&stream, number, reason);
+            logged("mark", Some(&stream), done)?;
+            return None;
+        }
+        Work::Do(Command::Renumber {
+            stream,
+            number,
+            floor,
+        }) => {
+            let done = store.renumber(&stream, number, floor);
+            logged("renumber", Some(&stream), done)?;
+            return None;
+        }
+        Work::Do(Command::Bury { stream, number }) => {
+            let done = store.bury_unreadable(&stream, number);
+            logged("bury", Some(&stream), done)?;
             return None;
         }
         Work::Do(Command::MarkEnded { stream }) => {
@@ -209,10 +252,48 @@ fn streams(store: &Store) -> Result<Vec<StreamName>, StoreError> {
     Ok(streams.into_iter().map(|stream| stream.name).collect())
 }
 
+/// Does something to a stream that the hub knows; nothing where this disk has lost it.
+fn known<T: Default>(
+    store: &Store,
+    stream: &StreamName,
+    work: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    match work() {
+        Err(StoreError::NoSuchStream(_)) if store.stream(stream)?.is_none() => Ok(T::default()),
+        done => done,
+    }
+}
+
+fn held(store: &Store, stream: &StreamName, from: SegmentNumber) -> Result<Held, StoreError> {
+    let page = known(store, stream, || store.held(stream, from, MAX_RANGES))?;
+    Ok(Held {
+        ranges: page.ranges,
+        next: page.next,
+    })
+}
+
 fn look(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
+    known(store, stream, || look_at(store, stream))
+}
+
+fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
+    if let Some(from) = store.go_on_renumbering(stream)? {
+        return Ok(Looked {
+            renumbering: Some(from),
+            ..Looked::default()
+        });
+    }
+    // What is open among numbers that wait for others gets another one once it is closed.
+    let waiting = store.renumbering(stream)?;
     // In this order a segment that closes, or an end that is told, in between is seen or seen next time.
     let ending = store.ending(stream)?;
-    let open = store.open_view(stream)?.map(|view| OpenFacts {
+    let open = store.open_view(stream)?;
+    let open = open.filter(|view| {
+        !waiting
+            .as_ref()
+            .is_some_and(|range| range.contains(&view.open.number))
+    });
+    let open = open.map(|view| OpenFacts {
         number: view.open.number,
         run: view.open.run,
         wall_start: view.open.wall_start,
@@ -233,6 +314,7 @@ fn look(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
         holes: store.holes(stream)?,
         ending,
         restamped: store.restamped(stream, MAX_RESTAMPED)?,
+        renumbering: None,
     })
 }
 

@@ -94,6 +94,15 @@ pub(crate) fn load(
     }))
 }
 
+/// The highest number that was listed or stepped over.
+pub(crate) fn looked_to(c: &Connection, stream: i64) -> rusqlite::Result<Option<SegmentNumber>> {
+    let found: Option<Option<i64>> = c
+        .prepare_cached("SELECT looked_to FROM live_list WHERE stream = ?1")?
+        .query_row([stream], |row| row.get(0))
+        .optional()?;
+    Ok(found.flatten().map(number))
+}
+
 /// Writes what a mutation changed.
 pub(crate) fn apply(
     c: &Connection,

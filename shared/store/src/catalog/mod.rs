@@ -6,6 +6,7 @@
 
 pub(crate) mod boots;
 pub(crate) mod live;
+pub(crate) mod renumber;
 pub(crate) mod segments;
 pub(crate) mod spans;
 pub(crate) mod streams;
@@ -34,7 +35,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const READERS: usize = 3;
 
 /// Prepared statements kept per connection: all that this crate has.
-const STATEMENTS: usize = 96;
+const STATEMENTS: usize = 128;
 
 /// The catalog of one data directory.
 pub(crate) struct Catalog {

@@ -1,6 +1,6 @@
 //! Rows of segments and tombstones: the ledger.
 
-use std::ops::RangeInclusive;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use model::{
     BootTime, HoleReason, MediaDuration, MediaTime, RangeSet, SegmentHash, SegmentInfo,
@@ -206,7 +206,10 @@ pub(crate) fn open(c: &Connection, stream: i64, open: &OpenSegment) -> rusqlite:
         .prepare_cached(
             "INSERT INTO segment (stream, number, run, state, wall_ms, media_90k, independent)
              VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6)
-             ON CONFLICT (stream, number) DO UPDATE SET state = 0 WHERE state = 2",
+             ON CONFLICT (stream, number) DO UPDATE SET state = 0,
+                 hash = CASE WHEN run = ?3 AND media_90k = ?5 THEN hash END,
+                 run = ?3, wall_ms = ?4, media_90k = ?5, independent = ?6
+             WHERE state = 2",
         )?
         .execute(params![
             stream,
@@ -233,14 +236,19 @@ pub(crate) fn set_boot(
     Ok(())
 }
 
-/// A row *announced*, unless the segment is known already; one being written learns what it will be, so that
-/// it is waited for should its partial be thrown away.
+/// A row *announced*, unless the segment is here; what was announced before is replaced: only the edge knows what
+/// will come. One being written learns what it will be, so that it is waited for should its partial be thrown
+/// away.
 pub(crate) fn announce(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<()> {
     c.prepare_cached(
         "INSERT INTO segment (stream, number, run, state, wall_ms, media_90k, duration_90k, bytes, hash, independent)
          VALUES (?1, ?2, ?3, 2, ?4, ?5, ?6, ?7, ?8, ?9)
-         ON CONFLICT (stream, number) DO UPDATE SET duration_90k = ?6, bytes = ?7, hash = ?8
-         WHERE state = 0 AND hash IS NULL",
+         ON CONFLICT (stream, number) DO UPDATE SET duration_90k = ?6, bytes = ?7, hash = ?8,
+             run = CASE state WHEN 2 THEN ?3 ELSE run END,
+             wall_ms = CASE state WHEN 2 THEN ?4 ELSE wall_ms END,
+             media_90k = CASE state WHEN 2 THEN ?5 ELSE media_90k END,
+             independent = CASE state WHEN 2 THEN ?9 ELSE independent END
+         WHERE state <> 1",
     )?
     .execute(params![
         stream,
@@ -416,19 +424,70 @@ pub(crate) fn settled(
     Ok(set)
 }
 
-/// Sets what the hub has settled, both ways.
+/// Why a number is buried, if it is.
+pub(crate) fn tombstone_at(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+) -> rusqlite::Result<Option<HoleReason>> {
+    c.prepare_cached(
+        "SELECT reason FROM tombstone WHERE stream = ?1 AND first <= ?2 AND last >= ?2 ORDER BY first DESC LIMIT 1",
+    )?
+    .query_row(params![stream, sql(n)], |row| row.get(0))
+    .optional()
+    .map(|code: Option<u8>| {
+        code.map(|code| HoleReason::from_code(code).unwrap_or(HoleReason::Deleted))
+    })
+}
+
+/// How many segments wait or are being written, counted up to a limit.
+pub(crate) fn count_not_here(c: &Connection, stream: i64, limit: u64) -> rusqlite::Result<u64> {
+    c.prepare_cached(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM segment INDEXED BY segment_not_here
+         WHERE stream = ?1 AND state <> 1 LIMIT ?2)",
+    )?
+    .query_row(params![stream, limit as i64], |row| row.get::<_, i64>(0))
+    .map(|count| count.max(0) as u64)
+}
+
+/// Ranges of numbers from `from` on that the hub has not settled, open or closed, at most `limit`; and where
+/// the rest begins.
+pub(crate) fn held(
+    c: &Connection,
+    stream: i64,
+    from: SegmentNumber,
+    limit: usize,
+) -> rusqlite::Result<(Vec<RangeInclusive<SegmentNumber>>, Option<SegmentNumber>)> {
+    let mut statement = c.prepare_cached(
+        "SELECT number FROM segment INDEXED BY segment_unshipped
+             WHERE stream = ?1 AND number >= ?2 AND state = 1 AND stored = 0
+         UNION ALL
+         SELECT number FROM segment INDEXED BY segment_open WHERE stream = ?1 AND number >= ?2 AND state = 0
+         ORDER BY number",
+    )?;
+    let mut ranges: Vec<RangeInclusive<SegmentNumber>> = Vec::new();
+    for held in statement.query_map(params![stream, sql(from)], |row| Ok(number(row.get(0)?)))? {
+        let held = held?;
+        if let Some(range) = ranges.last_mut().filter(|r| r.end().next() == held) {
+            *range = *range.start()..=held;
+        } else if ranges.len() == limit {
+            return Ok((ranges, Some(held)));
+        } else {
+            ranges.push(held..=held);
+        }
+    }
+    Ok((ranges, None))
+}
+
+/// Takes over what is settled at the hub: what it stored and does not know any more is to be shipped again, and
+/// so is what it gave up. Being settled stores nothing.
 pub(crate) fn set_stored(c: &Connection, stream: i64, settled: &RangeSet) -> rusqlite::Result<()> {
-    // Whatever the hub lacks: said rarely (it lost its catalog), so the common case touches nothing.
+    // The hub lost its catalog: rare, so the common case touches nothing.
     let mut from = SegmentNumber(0);
     for range in settled.iter() {
         if range.start().0 > from.0 {
             unstore(c, stream, from, SegmentNumber(range.start().0 - 1))?;
         }
-        c.prepare_cached(
-            "UPDATE segment INDEXED BY segment_unshipped SET stored = 1
-             WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 0",
-        )?
-        .execute(params![stream, sql(*range.start()), sql(*range.end())])?;
         from = range.end().next();
     }
     unstore(c, stream, from, SegmentNumber(i64::MAX as u64))
@@ -445,13 +504,103 @@ fn unstore(
          WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 1",
     )?
     .execute(params![stream, sql(first), sql(last)])?;
+    c.prepare_cached(
+        "UPDATE segment INDEXED BY segment_given_up SET stored = 0, lost_reason = NULL
+         WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 2",
+    )?
+    .execute(params![stream, sql(first), sql(last)])?;
     Ok(())
 }
 
 pub(crate) fn mark_stored(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<()> {
-    c.prepare_cached("UPDATE segment SET stored = 1 WHERE stream = ?1 AND number = ?2")?
-        .execute(params![stream, sql(n)])?;
+    c.prepare_cached(
+        "UPDATE segment SET stored = 1, lost_reason = NULL WHERE stream = ?1 AND number = ?2",
+    )?
+    .execute(params![stream, sql(n)])?;
     Ok(())
+}
+
+/// The hub settled a segment without having it.
+pub(crate) fn give_up(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+    reason: HoleReason,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE segment SET stored = 2, lost_reason = ?3 WHERE stream = ?1 AND number = ?2 AND state = 1 AND stored = 0",
+    )?
+    .execute(params![stream, sql(n), reason.code()])?;
+    Ok(())
+}
+
+/// How many segments here the hub gave up, by reason.
+pub(crate) fn count_given_up(
+    c: &Connection,
+    stream: i64,
+) -> rusqlite::Result<Vec<(HoleReason, u64)>> {
+    c.prepare_cached(
+        "SELECT lost_reason, COUNT(*) FROM segment INDEXED BY segment_given_up
+         WHERE stream = ?1 AND state = 1 AND stored = 2 GROUP BY lost_reason ORDER BY lost_reason",
+    )?
+    .query_map([stream], |row| {
+        let code: Option<u8> = row.get(0)?;
+        let reason = code.and_then(HoleReason::from_code);
+        Ok((
+            reason.unwrap_or(HoleReason::Refused),
+            row.get::<_, i64>(1)?.max(0) as u64,
+        ))
+    })?
+    .collect()
+}
+
+/// The oldest segments here below a number that the hub gave up, each with its reason.
+pub(crate) fn oldest_given_up(
+    c: &Connection,
+    stream: i64,
+    below: SegmentNumber,
+    limit: usize,
+) -> rusqlite::Result<Vec<(SegmentRow, HoleReason)>> {
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS}, lost_reason FROM segment INDEXED BY segment_given_up
+         WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 2 ORDER BY number LIMIT ?3"
+    ))?
+    .query_map(params![stream, sql(below), limit as i64], |row| {
+        let code: Option<u8> = row.get(9)?;
+        let reason = code.and_then(HoleReason::from_code);
+        Ok((from_row(row)?, reason.unwrap_or(HoleReason::Refused)))
+    })?
+    .collect()
+}
+
+/// Whether a segment is here that the hub has not settled.
+pub(crate) fn is_unshipped(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+) -> rusqlite::Result<bool> {
+    c.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM segment WHERE stream = ?1 AND number = ?2 AND state = 1 AND stored = 0)",
+    )?
+    .query_row(params![stream, sql(n)], |row| row.get(0))
+}
+
+/// Whether the hub has confirmed a segment of this run below a number, here still or expired since.
+pub(crate) fn hub_had_run(
+    c: &Connection,
+    stream: i64,
+    run: SegmentNumber,
+    below: SegmentNumber,
+) -> rusqlite::Result<bool> {
+    c.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM segment INDEXED BY segment_shipped
+             WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 1 AND run = ?2)
+         OR EXISTS (SELECT 1 FROM tombstone WHERE stream = ?1 AND first < ?3 AND last >= ?2 AND reason = ?4)",
+    )?
+    .query_row(
+        params![stream, sql(run), sql(below), HoleReason::Expired.code()],
+        |row| row.get(0),
+    )
 }
 
 /// The oldest segments here below a number: those that the hub has, or those it lacks.
@@ -548,4 +697,22 @@ pub(crate) fn count_here(
             row.get::<_, i64>(1)?.max(0) as u64,
         ))
     })
+}
+
+/// The hours (their first milliseconds) in which segments here of a range of numbers (the end excluded) begin.
+pub(crate) fn hours_of(
+    c: &Connection,
+    stream: i64,
+    first: SegmentNumber,
+    end: SegmentNumber,
+    hour_ms: i64,
+) -> rusqlite::Result<BTreeSet<i64>> {
+    c.prepare_cached(
+        "SELECT DISTINCT wall_ms / ?4 FROM segment
+         WHERE stream = ?1 AND number >= ?2 AND number < ?3 AND state = 1",
+    )?
+    .query_map(params![stream, sql(first), sql(end), hour_ms], |row| {
+        Ok(row.get::<_, i64>(0)?.saturating_mul(hour_ms))
+    })?
+    .collect()
 }

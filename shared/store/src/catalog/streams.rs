@@ -151,10 +151,11 @@ pub(crate) fn mark_ended_on_hub(c: &Connection, id: i64) -> rusqlite::Result<()>
     Ok(())
 }
 
+/// A run that is there stays as it is.
 pub(crate) fn put_run(c: &Connection, id: i64, run: &RunInfo) -> rusqlite::Result<()> {
     c.prepare_cached(
         "INSERT INTO run (stream, run, codecs, width, height, target_duration_s) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT (stream, run) DO UPDATE SET codecs = ?3, width = ?4, height = ?5, target_duration_s = ?6",
+         ON CONFLICT (stream, run) DO NOTHING",
     )?
     .execute(params![
         id,
@@ -184,6 +185,22 @@ pub(crate) fn live_anchor(
     Ok(found
         .and_then(|(wall, media)| wall.zip(media))
         .map(|(wall, media)| (WallTime(wall), MediaTime(media))))
+}
+
+/// A run that goes on under another number stands where it stood.
+pub(crate) fn copy_live_anchor(
+    c: &Connection,
+    id: i64,
+    from: SegmentNumber,
+    to: SegmentNumber,
+) -> rusqlite::Result<()> {
+    if let Some((wall, media)) = live_anchor(c, id, from)? {
+        c.prepare_cached(
+            "UPDATE run SET live_wall_ms = ?3, live_media_90k = ?4 WHERE stream = ?1 AND run = ?2",
+        )?
+        .execute(params![id, segments::sql(to), wall.0, media.0])?;
+    }
+    Ok(())
 }
 
 /// The first segment of a run is listed live.

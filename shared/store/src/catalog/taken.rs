@@ -1,6 +1,6 @@
 //! Rows of files taken from watched folders.
 
-use model::{SegmentInfo, SegmentNumber, StreamName};
+use model::{HoleReason, SegmentInfo, SegmentNumber, StreamName};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::segments;
@@ -168,6 +168,23 @@ pub(crate) fn note_void(
     Ok(())
 }
 
+/// A segment got another number.
+pub(crate) fn renumber(
+    c: &Connection,
+    stream: i64,
+    old: SegmentNumber,
+    new: SegmentNumber,
+) -> rusqlite::Result<()> {
+    for column in ["first", "last"] {
+        c.prepare_cached(&format!(
+            "UPDATE taken SET {column} = ?3
+             WHERE stream = (SELECT name FROM stream WHERE id = ?1) AND {column} = ?2"
+        ))?
+        .execute(params![stream, segments::sql(old), segments::sql(new)])?;
+    }
+    Ok(())
+}
+
 /// Of a range of a stream's numbers: rows that the hub does not have the bytes of, and numbers that were
 /// given up without it having had them.
 pub(crate) fn missing_on_hub(
@@ -184,7 +201,8 @@ pub(crate) fn missing_on_hub(
         .query_row(bounds, |row| row.get(0))?;
     let mut lost = 0;
     for (range, reason) in segments::tombstones(c, stream)? {
-        if reason != model::HoleReason::Expired {
+        // What expired here was there before; what was renumbered is there, or missing, under another number.
+        if !matches!(reason, HoleReason::Expired | HoleReason::Renumbered) {
             let from = range.start().0.max(first.0);
             let to = range.end().0.min(last.0);
             lost += to.saturating_add(1).saturating_sub(from);

@@ -45,3 +45,29 @@ CREATE TABLE taken (
     PRIMARY KEY (stream, name)
 ) WITHOUT ROWID;
 CREATE INDEX taken_now ON taken (stream) WHERE state = 0;
+
+-- Edge: what the hub settled without its bytes goes after what it has, before what it lacks.
+CREATE INDEX segment_given_up ON segment (stream, number, lost_reason) WHERE state = 1 AND stored = 2;
+
+-- Edge: a renumbering that is not finished: unconfirmed segments from `first` to below `base` move to `next` on.
+CREATE TABLE renumbering (
+    stream INTEGER PRIMARY KEY REFERENCES stream(id) ON DELETE CASCADE,
+    first  INTEGER NOT NULL,
+    base   INTEGER NOT NULL,
+    next   INTEGER NOT NULL
+);
+-- Edge: what became of segments' numbers: first to last are `becomes` and what follows it.
+CREATE TABLE renumbered (
+    stream  INTEGER NOT NULL REFERENCES stream(id) ON DELETE CASCADE,
+    first   INTEGER NOT NULL,
+    last    INTEGER NOT NULL,
+    becomes INTEGER NOT NULL,
+    PRIMARY KEY (stream, first)
+) WITHOUT ROWID;
+-- Edge: the run that later segments of a run belong to.
+CREATE TABLE run_becomes (
+    stream  INTEGER NOT NULL REFERENCES stream(id) ON DELETE CASCADE,
+    run     INTEGER NOT NULL,
+    becomes INTEGER NOT NULL,
+    PRIMARY KEY (stream, run)
+) WITHOUT ROWID;

@@ -4,6 +4,7 @@ mod crash;
 mod devices;
 mod lists;
 mod model_based;
+mod renumber;
 mod replication;
 mod restamp;
 mod taken;

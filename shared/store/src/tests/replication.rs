@@ -31,8 +31,9 @@ fn settled_is_what_is_here_or_never_will_be() {
         site.store().segment(&gate(), n(2)).unwrap().is_some(),
         "what is here stays"
     );
-    // A buried number is not taken back.
-    site.store()
+    // A buried number is not taken back, and that is said.
+    let found = site
+        .store()
         .announce(
             &gate(),
             &[Announced {
@@ -40,6 +41,7 @@ fn settled_is_what_is_here_or_never_will_be() {
             }],
         )
         .unwrap();
+    assert_eq!(found.holes, [(n(3), HoleReason::Evicted)]);
     assert!(matches!(
         site.store().open_segment(&gate(), open(3, 1)),
         Err(StoreError::NumberUsed { .. })
@@ -58,13 +60,25 @@ fn the_hub_is_compared_with_not_remembered() {
         all.iter().map(|info| info.number.0).collect()
     };
     assert_eq!(unshipped(&site), [1, 2, 3, 4]);
-    site.store().mark_stored(&gate(), n(1)).unwrap();
+    for number in [1, 2, 4] {
+        site.store().mark_stored(&gate(), n(number)).unwrap();
+    }
     site.store()
         .set_settled(&gate(), &[n(1)..=n(2), n(4)..=n(4)].into_iter().collect())
         .unwrap();
     assert_eq!(unshipped(&site), [3]);
     let summary = site.store().stream(&gate()).unwrap().unwrap();
     assert_eq!((summary.unshipped, summary.unshipped_bytes), (1, 564));
+    // That its number is settled there stores nothing.
+    site.store()
+        .set_settled(&gate(), &[n(1)..=n(4)].into_iter().collect())
+        .unwrap();
+    assert_eq!(unshipped(&site), [3]);
+    // What the hub gave up is not shipped again, and not counted as stored.
+    let reason = HoleReason::Corrupt;
+    site.store().give_up(&gate(), n(3), reason).unwrap();
+    assert_eq!(unshipped(&site), [0u64; 0]);
+    assert_eq!(site.store().given_up(&gate()).unwrap(), [(reason, 1)]);
     // The hub lost everything: all of it is due again.
     site.store().set_settled(&gate(), &RangeSet::new()).unwrap();
     assert_eq!(unshipped(&site), [1, 2, 3, 4]);

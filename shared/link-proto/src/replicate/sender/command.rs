@@ -41,13 +41,40 @@ pub enum Command {
         number: SegmentNumber,
         range: Range<u64>,
     },
-    /// This is all that is settled at the hub.
+    /// List what is to be shipped from `from` on, open or closed; answer with
+    /// [`Sender::handle_held`](super::Sender::handle_held).
+    ListHeld {
+        ticket: u64,
+        stream: StreamName,
+        from: SegmentNumber,
+    },
+    /// These numbers are settled at the hub, and no others: what was stored there and is not among them is to
+    /// be shipped again. What was not confirmed as stored is not so by being among them.
     SetSettled {
         stream: StreamName,
         settled: RangeSet,
     },
-    /// This segment is settled at the hub too.
+    /// This segment is at the hub, byte for byte.
     MarkStored {
+        stream: StreamName,
+        number: SegmentNumber,
+    },
+    /// The hub has settled this number and will not take the segment under it.
+    GiveUp {
+        stream: StreamName,
+        number: SegmentNumber,
+        reason: HoleReason,
+    },
+    /// The number is another segment's at the hub: this one and all unconfirmed ones behind it are to get
+    /// numbers from `floor` on, in their order. Nothing of them is on its way. The next look tells how it goes.
+    Renumber {
+        stream: StreamName,
+        number: SegmentNumber,
+        floor: SegmentNumber,
+    },
+    /// A closed segment that could not be read again and again: it is a hole from now on, unless the whole disk
+    /// is at fault.
+    Bury {
         stream: StreamName,
         number: SegmentNumber,
     },
@@ -77,6 +104,18 @@ pub struct Looked {
     /// Segments at the hub whose wall time was corrected since it got them, ascending, at most
     /// [`MAX_RESTAMPED`](crate::messages::MAX_RESTAMPED).
     pub restamped: Vec<(SegmentNumber, WallTime)>,
+    /// Segments from this number on are being renumbered and not all have their new numbers: nothing can be
+    /// shipped before another look.
+    pub renumbering: Option<SegmentNumber>,
+}
+
+/// What a [`Command::ListHeld`] found.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    /// Ascending, at most [`MAX_RANGES`](crate::messages::MAX_RANGES).
+    pub ranges: Vec<RangeInclusive<SegmentNumber>>,
+    /// Where the next page begins; None: there is nothing behind these.
+    pub next: Option<SegmentNumber>,
 }
 
 /// A segment being written, as far as its parts are complete.

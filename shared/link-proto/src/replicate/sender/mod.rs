@@ -1,6 +1,7 @@
 //! The edge's half: what to look up, read and send, so that the hub gets what it lacks.
 //!
-//! Per stream: compare with what is settled at the hub, announce what it lacks, then ship oldest first; the
+//! Per stream: compare with what is settled at the hub, tell what is still to come, announce what the hub has
+//! not confirmed, then ship oldest first; the
 //! open segment goes part by part once everything before it has been sent. Streams take turns. Closed
 //! segments go by the bulk channel, live ones by the live channel; a stream changes channels only when all
 //! it sent on the other one is settled, so the hub gets a stream's segments in order.
@@ -23,16 +24,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use model::{RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
+use model::{HoleReason, RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
 
 use super::MAX_STREAMS;
 use crate::{
     Channel,
     messages::{ProtocolError, ToEdge, ToHub},
 };
-pub use command::{Command, LOOK_LIMIT, Looked, OpenFacts, READ_BYTES};
+pub use command::{Command, Held, LOOK_LIMIT, Looked, OpenFacts, READ_BYTES};
 use flow::Flow;
-use stream::{Phase, Stream};
+pub use stream::MAX_ANNOUNCED_AHEAD;
+use stream::{Collision, Phase, Stream};
 
 /// Most segments that were sent or are being sent and that the hub has not settled.
 pub const MAX_UNACKNOWLEDGED: usize = 64;
@@ -48,6 +50,11 @@ const MAX_BULK_FLOWS: usize = 2;
 const MAX_COMMANDS: usize = 1_024;
 /// A segment that could not be read, or vanished, is looked for again after this.
 const READ_WAIT: Duration = Duration::from_secs(1);
+/// A segment whose bytes could not be read this often is given up.
+const MAX_FAILED_READS: u32 = 3;
+/// Segments whose reads failed, or that were sent in part, that are remembered over sessions; the rest begin to
+/// be counted anew.
+const MAX_REMEMBERED: usize = 1_024;
 /// A stream that was refused is offered again after this: an operator may have given it to this device.
 const REFUSED_WAIT: Duration = Duration::from_secs(30);
 
@@ -56,6 +63,8 @@ const REFUSED_WAIT: Duration = Duration::from_secs(30);
 pub struct Progress {
     pub segments_shipped: u64,
     pub segments_stored: u64,
+    /// Media bytes sent for the first time: what goes again counts once.
+    pub new_bytes_sent: u64,
 }
 
 /// See the module. Lives as long as the uplink; sessions come and go.
@@ -75,6 +84,12 @@ pub struct Sender {
     /// The stream whose segment was last begun on the bulk channel.
     last_bulk: Option<StreamName>,
     progress: Progress,
+    /// What the hub has not seen used, by stream, as of its welcome.
+    floors: BTreeMap<StreamName, SegmentNumber>,
+    /// How often a segment could not be read.
+    failed_reads: BTreeMap<(StreamName, SegmentNumber), u32>,
+    /// How far each segment that is not settled was sent, over all sessions.
+    reached: BTreeMap<(StreamName, SegmentNumber), u64>,
 }
 
 impl Sender {
@@ -86,6 +101,11 @@ impl Sender {
     pub fn connected(&mut self) {
         self.forget_session();
         self.connected = true;
+    }
+
+    /// The lowest numbers that the hub has not seen used, as its welcome says.
+    pub fn set_floors(&mut self, floors: &[(StreamName, SegmentNumber)]) {
+        self.floors = floors.iter().cloned().collect();
     }
 
     /// The session is gone.
@@ -135,7 +155,7 @@ impl Sender {
                     return Ok(());
                 };
                 if stream.compare(&page)? {
-                    let settled = stream.ship();
+                    let settled = stream.tell();
                     self.commands.push_back(Command::SetSettled {
                         stream: page.stream,
                         settled,
@@ -157,8 +177,28 @@ impl Sender {
                     };
                 }
             }
-            ToEdge::Stored { stream, number } => self.settled(&stream, number, true),
-            ToEdge::Hole { stream, number, .. } => self.settled(&stream, number, false),
+            ToEdge::Stored { stream, number } => self.settled(&stream, number, None),
+            ToEdge::Hole {
+                stream,
+                number,
+                reason,
+            } => self.settled(&stream, number, Some(reason)),
+            ToEdge::Collides {
+                stream,
+                number,
+                floor,
+                compared,
+            } => {
+                self.take_off(&stream, number);
+                if let Some(state) = self.streams.get_mut(&stream).filter(|s| s.is_shipping()) {
+                    if compared {
+                        state.collide(Collision { number, floor });
+                        self.flows.retain(|flow| flow.stream != stream);
+                    } else {
+                        state.hold(number);
+                    }
+                }
+            }
             ToEdge::Again {
                 stream,
                 number,
@@ -251,6 +291,21 @@ impl Sender {
         }
     }
 
+    /// The answer to [`Command::ListHeld`]; None where the store failed.
+    pub fn handle_held(
+        &mut self,
+        now: Instant,
+        ticket: u64,
+        stream: &StreamName,
+        held: Option<Held>,
+    ) {
+        self.may_begin = true;
+        if let Some(state) = self.streams.get_mut(stream) {
+            let message = state.held(stream, ticket, held, now + READ_WAIT);
+            self.control.extend(message);
+        }
+    }
+
     /// The answer to [`Command::Hash`]; None where it could not be read.
     pub fn handle_hashed(&mut self, ticket: u64, hash: Option<SegmentHash>) {
         if let Some(flow) = self.flows.iter_mut().find(|flow| flow.ticket == ticket) {
@@ -263,9 +318,19 @@ impl Sender {
         let Some(flow) = self.flows.iter_mut().find(|flow| flow.ticket == ticket) else {
             return;
         };
-        if !bytes.is_some_and(|bytes| flow.read(from, bytes)) {
-            let (stream, number) = (flow.stream.clone(), flow.number);
-            self.take_back(&stream, number, Some(now + READ_WAIT));
+        let of = (flow.stream.clone(), flow.number);
+        if bytes.is_some_and(|bytes| flow.read(from, bytes)) {
+            self.failed_reads.remove(&of);
+            return;
+        }
+        let is_closed = flow.is_closed();
+        let (stream, number) = of.clone();
+        self.take_back(&stream, number, Some(now + READ_WAIT));
+        let failures = remembered(&mut self.failed_reads, of.clone());
+        *failures += 1;
+        if *failures >= MAX_FAILED_READS && is_closed {
+            self.failed_reads.remove(&of);
+            self.commands.push_back(Command::Bury { stream, number });
         }
     }
 
@@ -276,6 +341,10 @@ impl Sender {
         }
         if !self.connected {
             return None;
+        }
+        self.renumber();
+        if let Some(command) = self.commands.pop_front() {
+            return Some(command);
         }
         self.look_up().or_else(|| {
             self.begin();
@@ -322,8 +391,8 @@ impl Sender {
 
     /// Entries of all tables and queues together: what must not grow with the hours.
     #[cfg(test)]
-    pub(crate) fn held(&self) -> usize {
-        let streams = self.streams.values().map(Stream::held).sum::<usize>();
+    pub(crate) fn entries(&self) -> usize {
+        let streams = self.streams.values().map(Stream::entries).sum::<usize>();
         streams + self.flows.len() + self.commands.len() + self.control.len()
     }
 
@@ -386,12 +455,34 @@ impl Sender {
         None
     }
 
+    /// Streams of which nothing is on its way any more get the numbers that the hub asks for.
+    fn renumber(&mut self) {
+        for (name, stream) in &mut self.streams {
+            let begun = self.flows.iter().filter(|f| f.stream == *name).count();
+            if let Some(Collision { number, floor }) = stream.take_collision(begun) {
+                self.commands.push_back(Command::Renumber {
+                    stream: name.clone(),
+                    number,
+                    floor,
+                });
+            }
+        }
+    }
+
     fn look_up(&mut self) -> Option<Command> {
         // What is found is announced: not before the last announcements are on their way.
         if !self.control.is_empty() {
             return None;
         }
         for (name, stream) in &mut self.streams {
+            if let Some(from) = stream.wants_held(self.last_ticket + 1) {
+                self.last_ticket += 1;
+                return Some(Command::ListHeld {
+                    ticket: self.last_ticket,
+                    stream: name.clone(),
+                    from,
+                });
+            }
             if !stream.is_shipping() {
                 continue;
             }
@@ -535,6 +626,13 @@ impl Sender {
                 }
                 continue;
             };
+            if let ToHub::Chunk(chunk) = &message {
+                let end = chunk.offset + chunk.data.len() as u64;
+                let of = (chunk.stream.clone(), chunk.number);
+                let reached = remembered(&mut self.reached, of);
+                self.progress.new_bytes_sent += end.saturating_sub(*reached);
+                *reached = end.max(*reached);
+            }
             let finished = flow.finished();
             if finished.is_some() || channel == Channel::Live {
                 let flow = self.flows.remove(index)?;
@@ -556,19 +654,45 @@ impl Sender {
         }
     }
 
-    /// The hub has settled a segment that was sent or is on its way.
-    fn settled(&mut self, stream: &StreamName, number: SegmentNumber, stored: bool) {
-        if !self.take_off(stream, number) {
+    /// The hub has settled a segment that was announced or sent, or is on its way; `hole`: without having it.
+    fn settled(&mut self, stream: &StreamName, number: SegmentNumber, hole: Option<HoleReason>) {
+        let on_its_way = self.take_off(stream, number);
+        let Some(state) = self.streams.get_mut(stream) else {
+            return;
+        };
+        if hole.is_some() && state.is_open(number) {
+            return state.hold(number);
+        }
+        if !(state.forget(number) || on_its_way) {
             return;
         }
-        self.progress.segments_stored += u64::from(stored);
-        if let Some(state) = self.streams.get_mut(stream) {
-            state.answer(number);
+        state.answer(number);
+        self.reached.remove(&(stream.clone(), number));
+        let of = stream.clone();
+        match hole {
+            None => {
+                self.progress.segments_stored += 1;
+                let stream = of;
+                self.commands
+                    .push_back(Command::MarkStored { stream, number });
+            }
+            Some(
+                reason @ (HoleReason::Corrupt
+                | HoleReason::Refused
+                | HoleReason::Deleted
+                | HoleReason::Expired),
+            ) => self.commands.push_back(Command::GiveUp {
+                stream: of,
+                number,
+                reason,
+            }),
+            // Somebody under this name told the hub that it would never come; here it is.
+            Some(_) => {
+                let floor = self.floors.get(stream).copied().unwrap_or_default();
+                state.collide(Collision { number, floor });
+                self.flows.retain(|flow| flow.stream != *stream);
+            }
         }
-        self.commands.push_back(Command::MarkStored {
-            stream: stream.clone(),
-            number,
-        });
     }
 
     /// A segment that was sent or is on its way must go anew.
@@ -596,4 +720,15 @@ impl Sender {
     fn begun(&self, stream: &StreamName) -> usize {
         self.flows.iter().filter(|f| f.stream == *stream).count()
     }
+}
+
+/// The count kept for a segment; where too many are, the lowest is forgotten.
+fn remembered<T: Default>(
+    counts: &mut BTreeMap<(StreamName, SegmentNumber), T>,
+    of: (StreamName, SegmentNumber),
+) -> &mut T {
+    if counts.len() >= MAX_REMEMBERED && !counts.contains_key(&of) {
+        counts.pop_first();
+    }
+    counts.entry(of).or_default()
 }

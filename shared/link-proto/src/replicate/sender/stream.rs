@@ -10,7 +10,7 @@ use model::{
     HoleReason, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName, WallTime,
 };
 
-use super::{ENOUGH_QUEUED, LOOK_LIMIT, Looked, OpenFacts};
+use super::{ENOUGH_QUEUED, Held, LOOK_LIMIT, Looked, OpenFacts};
 use crate::{
     Channel,
     messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED, ProtocolError, Settled, ToHub},
@@ -22,6 +22,9 @@ use crate::{
 const MAX_SETTLED_RANGES: usize = 64 * MAX_RANGES;
 /// Most holes told at one look; the rest at the next.
 const MAX_HOLES_PER_LOOK: usize = 4 * MAX_RANGES;
+/// Most segments announced ahead of shipping, of one stream: enough for the hub to know what comes within the
+/// hour; a longer backlog is announced as it goes.
+pub const MAX_ANNOUNCED_AHEAD: usize = 2_048;
 /// Closed segments waiting from which on a stream is no longer live and goes by the bulk channel.
 const BEHIND: usize = 4;
 
@@ -34,6 +37,13 @@ pub(super) enum Phase {
         /// The cursor of the last page.
         cursor: Option<SegmentNumber>,
     },
+    /// Tells the hub what is still to come, page by page.
+    Telling {
+        /// Where the next page begins.
+        from: SegmentNumber,
+        /// The ticket of a page that is being listed.
+        listing: Option<u64>,
+    },
     Shipping,
     Refused {
         reason: String,
@@ -44,7 +54,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) phase: Phase,
-    /// Settled at the hub as the session began, and what was told as holes since.
+    /// Settled at the hub as the session began, and what was told as holes since. A segment to be shipped that
+    /// is among them waits for the hub's answer to its announcement.
     settled: RangeSet,
     /// Beginnings of segments at the hub; at most [`MAX_PARTIALS`].
     partials: BTreeMap<SegmentNumber, (u64, SegmentHash)>,
@@ -61,6 +72,16 @@ pub(super) struct Stream {
     open: Option<OpenFacts>,
     /// Settled since the last look was asked for, so it may still list them.
     answered: BTreeSet<SegmentNumber>,
+
+    /// Announced, to be shipped, and not answered; at most [`MAX_ANNOUNCED_AHEAD`] and a look.
+    announced: BTreeSet<SegmentNumber>,
+    /// Their numbers are used at the hub: they wait to be closed and compared; at most as many as are begun.
+    held: BTreeSet<SegmentNumber>,
+    /// The last look saw segments that wait for the hub's comparison: what is behind them is not begun, so
+    /// that it can still get other numbers in its order.
+    comparing: bool,
+    /// Segments must get other numbers, once nothing of the stream is on its way.
+    collision: Option<Collision>,
 
     /// Everything the hub lacks below this was announced.
     announced_below: SegmentNumber,
@@ -95,6 +116,10 @@ impl Default for Stream {
             runs: BTreeMap::new(),
             open: None,
             answered: BTreeSet::new(),
+            announced: BTreeSet::new(),
+            held: BTreeSet::new(),
+            comparing: false,
+            collision: None,
             announced_below: SegmentNumber(0),
             announce_due: false,
             listing: None,
@@ -109,6 +134,13 @@ impl Default for Stream {
     }
 }
 
+/// The lowest number that is another segment's at the hub, and what the hub has not seen used.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Collision {
+    pub(super) number: SegmentNumber,
+    pub(super) floor: SegmentNumber,
+}
+
 /// What of a stream to begin next.
 #[derive(Debug)]
 pub(super) enum Next {
@@ -118,12 +150,14 @@ pub(super) enum Next {
 
 impl Stream {
     #[cfg(test)]
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn entries(&self) -> usize {
         self.settled.range_count()
             + self.partials.len()
             + self.queue.len()
             + self.runs.len()
             + self.answered.len()
+            + self.announced.len()
+            + self.held.len()
             + self.unacknowledged.len()
     }
 
@@ -147,9 +181,113 @@ impl Stream {
         Ok(page.done || self.settled.range_count() >= MAX_SETTLED_RANGES)
     }
 
-    pub(super) fn ship(&mut self) -> RangeSet {
-        self.phase = Phase::Shipping;
+    /// All was compared; what is still to come is told next.
+    pub(super) fn tell(&mut self) -> RangeSet {
+        self.phase = Phase::Telling {
+            from: SegmentNumber(0),
+            listing: None,
+        };
         self.settled.clone()
+    }
+
+    /// Where the page of held numbers begins that is to be listed.
+    pub(super) fn wants_held(&mut self, ticket: u64) -> Option<SegmentNumber> {
+        match &mut self.phase {
+            Phase::Telling { from, listing } if listing.is_none() && self.wait_until.is_none() => {
+                *listing = Some(ticket);
+                Some(*from)
+            }
+            _ => None,
+        }
+    }
+
+    /// A page of what is still to come; None where the store failed. Gives what to say.
+    pub(super) fn held(
+        &mut self,
+        name: &StreamName,
+        ticket: u64,
+        held: Option<Held>,
+        again_at: Instant,
+    ) -> Option<ToHub> {
+        let Phase::Telling { from, listing } = &mut self.phase else {
+            return None;
+        };
+        if *listing != Some(ticket) {
+            return None;
+        }
+        *listing = None;
+        let Some(held) = held else {
+            self.wait_until = self.wait_until.max(Some(again_at));
+            return None;
+        };
+        let last = held.next.map_or(u64::MAX, |next| next.0.saturating_sub(1));
+        let message = ToHub::Holding {
+            stream: name.clone(),
+            within: *from..=SegmentNumber(last),
+            ranges: held.ranges,
+        };
+        match held.next {
+            Some(next) => *from = next,
+            None => self.phase = Phase::Shipping,
+        }
+        Some(message)
+    }
+
+    /// The number is used at the hub: the segment waits to be closed and compared.
+    pub(super) fn hold(&mut self, number: SegmentNumber) {
+        self.held.insert(number);
+        self.announced.remove(&number);
+        self.queue.retain(|info| info.number != number);
+        self.stale = true;
+    }
+
+    pub(super) fn is_open(&self, number: SegmentNumber) -> bool {
+        self.open.as_ref().is_some_and(|open| open.number == number)
+    }
+
+    /// True if the hub's word on this segment was waited for, on its way or not.
+    pub(super) fn forget(&mut self, number: SegmentNumber) -> bool {
+        let queued = self.queue.len();
+        self.queue.retain(|info| info.number != number);
+        let held = self.held.remove(&number);
+        self.announced.remove(&number) || held || self.queue.len() < queued
+    }
+
+    /// A number is another segment's at the hub: nothing more is begun before that is put right.
+    pub(super) fn collide(&mut self, collision: Collision) {
+        self.queue.clear();
+        self.collision = Some(match self.collision {
+            None => collision,
+            Some(known) => Collision {
+                number: known.number.min(collision.number),
+                floor: known.floor.max(collision.floor),
+            },
+        });
+    }
+
+    /// What is to be renumbered now, where `begun` segments are on their way.
+    pub(super) fn take_collision(&mut self, begun: usize) -> Option<Collision> {
+        if begun > 0 || !self.unacknowledged.is_empty() {
+            return None;
+        }
+        let collision = self.collision.take()?;
+        self.renumbered(collision.number);
+        // What was being looked up has the old numbers.
+        self.looking = None;
+        self.listing = None;
+        Some(collision)
+    }
+
+    /// Numbers from here on are others now.
+    fn renumbered(&mut self, from: SegmentNumber) {
+        self.queue.clear();
+        self.announced.clear();
+        self.held.clear();
+        self.comparing = false;
+        self.announced_below = self.announced_below.min(from);
+        self.open = None;
+        self.complete = false;
+        self.stale = true;
     }
 
     pub(super) fn partial(&mut self, number: SegmentNumber, length: u64, hash: SegmentHash) {
@@ -177,7 +315,8 @@ impl Stream {
     pub(super) fn wants_look(&self, flow_open: impl FnOnce() -> bool) -> bool {
         self.looking.is_none()
             && self.wait_until.is_none()
-            && (self.stale || !self.complete)
+            && self.collision.is_none()
+            && (self.stale || (!self.complete && !self.comparing))
             && (self.queue.len() < ENOUGH_QUEUED || flow_open())
     }
 
@@ -188,7 +327,11 @@ impl Stream {
     }
 
     pub(super) fn wants_list(&self) -> Option<SegmentNumber> {
-        let wants = self.announce_due && self.listing.is_none() && self.wait_until.is_none();
+        let wants = self.announce_due
+            && self.listing.is_none()
+            && self.wait_until.is_none()
+            && self.collision.is_none()
+            && self.announced.len() < MAX_ANNOUNCED_AHEAD;
         wants.then_some(self.announced_below)
     }
 
@@ -206,8 +349,13 @@ impl Stream {
             holes,
             ending,
             restamped,
+            renumbering,
         } = looked;
         self.looking = None;
+        if let Some(from) = renumbering {
+            self.renumbered(from);
+            return Vec::new();
+        }
         self.complete = page.len() < LOOK_LIMIT;
         self.open = open;
         self.ending = ending;
@@ -221,24 +369,41 @@ impl Stream {
             });
             self.restamping = Some(restamped);
         }
-        if self.complete {
-            let new = page.iter().filter(|info| {
-                info.number >= self.announced_below && !begun.contains(&info.number)
-            });
-            let new: Vec<_> = new.copied().collect();
-            for segments in new.chunks(MAX_ANNOUNCED) {
-                messages.push(announcement(name, &runs, segments));
-            }
-            if let Some(last) = page.last() {
-                self.announced_below = self.announced_below.max(last.number.next());
-            }
+        // What was evicted meanwhile is not waited for.
+        let seen: BTreeSet<_> = page.iter().map(|info| info.number).collect();
+        let unseen_from = page.last().filter(|_| !self.complete);
+        self.announced.retain(|number| {
+            seen.contains(number) || unseen_from.is_some_and(|last| *number > last.number)
+        });
+        let is_new = |info: &&SegmentInfo| {
+            let used = self.settled.contains(info.number) || self.held.contains(&info.number);
+            let waits =
+                self.announced.contains(&info.number) || self.answered.contains(&info.number);
+            let again = used && !waits && info.number < self.announced_below;
+            let first = self.complete && info.number >= self.announced_below;
+            (again || first) && !begun.contains(&info.number)
+        };
+        let new: Vec<_> = page.iter().filter(is_new).copied().collect();
+        for segments in new.chunks(MAX_ANNOUNCED) {
+            messages.push(announcement(name, &runs, segments));
+        }
+        self.announced.extend(new.iter().map(|info| info.number));
+        if self.complete
+            && let Some(last) = page.last()
+        {
+            self.announced_below = self.announced_below.max(last.number.next());
         }
         self.announce_due = !self.complete;
+        self.comparing = page.iter().any(|info| {
+            let used = self.settled.contains(info.number) || self.held.contains(&info.number);
+            used && !self.answered.contains(&info.number)
+        });
         self.runs = runs.into_iter().map(|run| (run.run, run)).collect();
         self.queue = page
             .into_iter()
             .filter(|info| {
-                !begun.contains(&info.number)
+                !self.comparing
+                    && !begun.contains(&info.number)
                     && !self.unacknowledged.contains_key(&info.number)
                     && !self.answered.contains(&info.number)
             })
@@ -258,6 +423,7 @@ impl Stream {
         self.announced_below = page
             .last()
             .map_or(self.announced_below, |last| last.number.next());
+        self.announced.extend(page.iter().map(|info| info.number));
         (!page.is_empty()).then(|| announcement(name, runs, page))
     }
 
@@ -306,7 +472,8 @@ impl Stream {
 
     /// What to begin next, where `begun` segments of this stream are on their way.
     pub(super) fn next(&mut self, begun: usize) -> Option<Next> {
-        if !self.is_shipping() || self.wait_until.is_some() {
+        let waits = self.wait_until.is_some() || self.collision.is_some() || self.comparing;
+        if !self.is_shipping() || waits {
             return None;
         }
         // Changing channels before all on the other one is settled would let segments overtake each other.
@@ -318,6 +485,8 @@ impl Stream {
                     && !open.parts.is_empty()
                     && !self.unacknowledged.contains_key(&open.number)
                     && !self.answered.contains(&open.number)
+                    && !self.settled.contains(open.number)
+                    && !self.held.contains(&open.number)
             })?;
             if self.channel != Channel::Live && !may_change {
                 return None;
@@ -346,6 +515,7 @@ impl Stream {
     /// The hub has settled this segment.
     pub(super) fn answer(&mut self, number: SegmentNumber) {
         self.answered.insert(number);
+        self.stale |= self.comparing;
     }
 
     /// A segment must be looked for again: nothing goes before it.
@@ -396,6 +566,8 @@ impl Stream {
             && self.looking.is_none()
             && self.queue.is_empty()
             && self.unacknowledged.is_empty()
+            && self.announced.is_empty()
+            && self.collision.is_none()
             && self.open.is_none()
             && self.restamping.is_none()
             && begun == 0

@@ -72,7 +72,7 @@ fn a_day_loses_nothing_and_holds_no_more_than_an_hour_does() {
         // An hour's worth is compared and let go of, so that the stores themselves stay small.
         pair.let_go(KEPT);
         let half = usize::from(part >= parts / 2);
-        most_held[half] = most_held[half].max(pair.sender.held());
+        most_held[half] = most_held[half].max(pair.sender.entries());
     }
     pair.hub.disk_full = false;
     pair.end_all();

@@ -1,11 +1,13 @@
 //! Both halves over model stores: first a line that keeps everything, then one that breaks everything.
 
+mod absurd;
 mod day;
+mod identity;
 mod over_sessions;
 mod stores;
 mod world;
 
-use model::{RangeSet, SegmentNumber, StreamName};
+use model::{HoleReason, RangeSet, SegmentHash, SegmentNumber, StreamName};
 
 use crate::{
     messages::{MAX_RANGES, MAX_RESTAMPED, ToHub},
@@ -19,6 +21,12 @@ fn assert_replicated(world: &World) {
         let hub = &world.hub.streams[name];
         for (number, (info, bytes)) in &edge.closed {
             if hub.corrupt.contains(*number) {
+                let reason = Some(&HoleReason::Corrupt);
+                assert_eq!(edge.given_up.get(number), reason, "{name} {number}");
+                assert!(
+                    !edge.stored.contains(*number),
+                    "{name} {number} is not there"
+                );
                 continue;
             }
             let there = hub.here.get(number).map(|(info, bytes)| (info, bytes));

@@ -9,10 +9,10 @@ use model::{
 };
 
 use crate::{
-    messages::{MAX_ANNOUNCED, MAX_RESTAMPED, SegmentStart},
+    messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED, SegmentStart},
     replicate::{
         receiver::{Job, Outcome, Partial},
-        sender::{Command, LOOK_LIMIT, Looked, OpenFacts, Sender},
+        sender::{Command, Held, LOOK_LIMIT, Looked, OpenFacts, Sender},
     },
 };
 
@@ -30,6 +30,12 @@ pub(super) struct EdgeStream {
     pub(super) ended_on_hub: bool,
     /// Closed segments whose wall time was corrected, and the hub has not confirmed it.
     pub(super) restamped: RangeSet,
+    /// What the hub gave up.
+    pub(super) given_up: BTreeMap<SegmentNumber, HoleReason>,
+    /// Unconfirmed numbers within are to become those from the second on.
+    renumbering: Option<(RangeInclusive<SegmentNumber>, u64)>,
+    /// Segments that can't be read.
+    pub(super) unreadable: RangeSet,
 }
 
 #[derive(Default)]
@@ -90,6 +96,7 @@ impl EdgeStream {
             independent: facts.independent,
         };
         self.closed.insert(facts.number, (info, bytes));
+        self.renumber_some();
     }
 
     /// A killed program: the open segment loses its last bytes and is closed; numbers may jump.
@@ -119,6 +126,63 @@ impl EdgeStream {
         }
     }
 
+    /// A box made from an image of this one: what it records from here on has the same numbers as what this
+    /// one recorded after it.
+    pub(super) fn restore(image: &Self) -> Self {
+        Self {
+            closed: image.closed.clone(),
+            stored: image.stored.clone(),
+            next: image.next,
+            run: SegmentNumber(image.next),
+            ..Self::default()
+        }
+    }
+
+    fn is_unconfirmed(&self, number: SegmentNumber) -> bool {
+        !self.stored.contains(number) && !self.given_up.contains_key(&number)
+    }
+
+    fn renumber(&mut self, number: SegmentNumber, floor: SegmentNumber) {
+        let here = self.closed.contains_key(&number) && self.is_unconfirmed(number);
+        if self.renumbering.is_some() || !here {
+            return;
+        }
+        let base = floor.0.max(self.next) + 1;
+        self.renumbering = Some((number..=SegmentNumber(base - 1), base));
+        self.next = base + self.closed.range(number..).count() as u64 + 2;
+    }
+
+    /// Moves a few; true: there was something to move.
+    fn renumber_some(&mut self) -> bool {
+        let Some((range, mut next)) = self.renumbering.clone() else {
+            return false;
+        };
+        let of_range = self.closed.range(range.clone()).map(|(&n, _)| n);
+        let old: Vec<_> = of_range
+            .filter(|&n| self.is_unconfirmed(n))
+            .take(7)
+            .collect();
+        for &number in &old {
+            let Some((mut info, bytes)) = self.closed.remove(&number) else {
+                continue;
+            };
+            info.number = SegmentNumber(next);
+            info.run = info.number;
+            next += 1;
+            self.holes.push((number..=number, HoleReason::Renumbered));
+            if self.ending == Some(Some(number)) {
+                (self.ending, self.ended_on_hub) = (Some(Some(info.number)), false);
+            }
+            self.closed.insert(info.number, (info, bytes));
+        }
+        let waits = self
+            .open
+            .as_ref()
+            .is_some_and(|(f, _)| range.contains(&f.number));
+        self.renumbering = (waits || !old.is_empty()).then_some((range, next));
+        !old.is_empty()
+    }
+
     pub(super) fn end(&mut self) {
         self.close();
         self.ending = Some(self.closed.keys().next_back().copied());
@@ -146,13 +210,16 @@ impl EdgeStream {
 
     fn unshipped(&self, from: SegmentNumber, limit: usize) -> Vec<SegmentInfo> {
         let here = self.closed.range(from..);
-        here.filter(|(number, _)| !self.stored.contains(**number))
+        here.filter(|(number, _)| self.is_unconfirmed(**number))
             .map(|(_, (info, _))| *info)
             .take(limit)
             .collect()
     }
 
     fn bytes(&self, number: SegmentNumber) -> Option<&[u8]> {
+        if self.unreadable.contains(number) {
+            return None;
+        }
         match (self.closed.get(&number), &self.open) {
             (Some((_, bytes)), _) => Some(bytes),
             (None, Some((facts, bytes))) if facts.number == number => Some(bytes),
@@ -183,9 +250,18 @@ impl EdgeStore {
     ) {
         match command {
             Command::Look { ticket, stream } => {
-                let looked = self.streams.get(&stream).map(|s| {
+                let looked = self.streams.get_mut(&stream).map(|s| {
+                    if s.renumber_some() {
+                        let (range, _) = s.renumbering.clone().unwrap();
+                        return Looked {
+                            renumbering: Some(*range.start()),
+                            ..Looked::default()
+                        };
+                    }
+                    let waiting = s.renumbering.as_ref().map(|(range, _)| range.clone());
                     let page = s.unshipped(SegmentNumber(0), LOOK_LIMIT);
                     let open = s.open.as_ref().map(|(facts, _)| facts.clone());
+                    let open = open.filter(|f| !waiting.is_some_and(|w| w.contains(&f.number)));
                     let of_open = open.iter().map(|facts| &facts.run);
                     Looked {
                         runs: runs(page.iter().map(|info| &info.run).chain(of_open)),
@@ -194,6 +270,7 @@ impl EdgeStore {
                         holes: s.holes.clone(),
                         ending: s.ending,
                         restamped: s.to_restamp(),
+                        renumbering: None,
                     }
                 });
                 sender.handle_looked(now, ticket, &stream, looked);
@@ -233,13 +310,68 @@ impl EdgeStore {
             }
             Command::SetSettled { stream, settled } => {
                 if let Some(s) = self.streams.get_mut(&stream) {
-                    s.stored = settled;
+                    let known = std::mem::take(&mut s.stored);
+                    for number in known.iter().flat_map(|r| r.start().0..=r.end().0) {
+                        let number = SegmentNumber(number);
+                        if settled.contains(number) {
+                            s.stored.insert(number);
+                        }
+                    }
+                    s.given_up.retain(|&number, _| settled.contains(number));
                     sender.changed();
                 }
             }
             Command::MarkStored { stream, number } => {
                 if let Some(s) = self.streams.get_mut(&stream) {
                     s.stored.insert(number);
+                    sender.changed();
+                }
+            }
+            Command::ListHeld {
+                ticket,
+                stream,
+                from,
+            } => {
+                let held = self.streams.get(&stream).map(|s| {
+                    let mut all: RangeSet = s
+                        .unshipped(from, usize::MAX)
+                        .iter()
+                        .map(|info| info.number..=info.number)
+                        .collect();
+                    if let Some((open, _)) = s.open.as_ref().filter(|(o, _)| o.number >= from) {
+                        all.insert(open.number);
+                    }
+                    Held {
+                        ranges: all.iter().take(MAX_RANGES).collect(),
+                        next: all.iter().nth(MAX_RANGES).map(|range| *range.start()),
+                    }
+                });
+                sender.handle_held(now, ticket, &stream, held);
+            }
+            Command::GiveUp {
+                stream,
+                number,
+                reason,
+            } => {
+                if let Some(s) = self.streams.get_mut(&stream) {
+                    s.given_up.insert(number, reason);
+                    sender.changed();
+                }
+            }
+            Command::Renumber {
+                stream,
+                number,
+                floor,
+            } => {
+                if let Some(s) = self.streams.get_mut(&stream) {
+                    s.renumber(number, floor);
+                    sender.changed();
+                }
+            }
+            Command::Bury { stream, number } => {
+                if let Some(s) = self.streams.get_mut(&stream) {
+                    s.closed.remove(&number);
+                    s.holes.push((number..=number, HoleReason::Corrupt));
                     sender.changed();
                 }
             }
@@ -268,6 +400,7 @@ pub(super) struct HubStream {
     /// In the order in which they were closed.
     pub(super) order: Vec<SegmentNumber>,
     pub(super) holes: RangeSet,
+    pub(super) reasons: BTreeMap<SegmentNumber, HoleReason>,
     pub(super) corrupt: RangeSet,
     pub(super) partials: BTreeMap<SegmentNumber, Vec<u8>>,
     pub(super) announced: RangeSet,
@@ -282,7 +415,7 @@ pub(super) struct HubStore {
     pub(super) streams: BTreeMap<StreamName, HubStream>,
     /// Streams of another device.
     pub(super) foreign: Vec<StreamName>,
-    /// Segments offered although they were settled.
+    /// Segments offered although they were known to be settled.
     pub(super) offered_again: u64,
     pub(super) disk_full: bool,
 }
@@ -292,6 +425,35 @@ impl HubStream {
         let mut settled = self.holes.clone();
         self.here.keys().for_each(|&number| settled.insert(number));
         settled
+    }
+
+    /// What is waited for: announced or begun, and not settled.
+    pub(super) fn waiting(&self) -> Vec<SegmentNumber> {
+        let settled = self.settled();
+        let announced = self.announced.iter().flat_map(|r| r.start().0..=r.end().0);
+        let all = announced.chain(self.partials.keys().map(|number| number.0));
+        let mut waiting: Vec<_> = all
+            .map(SegmentNumber)
+            .filter(|&number| !settled.contains(number))
+            .collect();
+        waiting.sort_unstable();
+        waiting.dedup();
+        waiting
+    }
+
+    fn floor(&self) -> SegmentNumber {
+        let here = self.here.keys().next_back().copied();
+        let partial = self.partials.keys().next_back().copied();
+        let highest = [here, partial, self.holes.last(), self.announced.last()];
+        let highest = highest.into_iter().flatten().max();
+        highest.map_or(SegmentNumber(0), SegmentNumber::next)
+    }
+
+    fn hole(&self, number: SegmentNumber) -> Option<HoleReason> {
+        let reason = self.reasons.get(&number).copied();
+        self.holes
+            .contains(number)
+            .then(|| reason.unwrap_or(HoleReason::Evicted))
     }
 
     fn start(&mut self, start: &SegmentStart) -> bool {
@@ -338,8 +500,43 @@ impl HubStore {
                 stream, segments, ..
             } => {
                 let state = self.streams.get_mut(&stream).unwrap();
+                let (mut stored, mut holes, mut collides) = (Vec::new(), Vec::new(), None);
                 for info in segments {
-                    state.announced.insert(info.number);
+                    let number = info.number;
+                    if let Some((here, _)) = state.here.get(&number) {
+                        if here.hash != info.hash {
+                            collides = collides.or(Some(number));
+                            continue;
+                        }
+                        stored.push(number);
+                    } else if collides.is_some() {
+                    } else if let Some(reason) = state.hole(number) {
+                        holes.push((number, reason));
+                    } else {
+                        state.announced.insert(number);
+                    }
+                }
+                Some(Outcome::Announced {
+                    floor: state.floor(),
+                    stream,
+                    stored,
+                    holes,
+                    collides,
+                })
+            }
+            Job::KeepOnly {
+                stream,
+                within,
+                held,
+            } => {
+                let state = self.streams.get_mut(&stream).unwrap();
+                for number in state.waiting() {
+                    let is_written = state.writing == Some(number);
+                    if within.contains(&number) && !held.contains(number) && !is_written {
+                        state.partials.remove(&number);
+                        state.holes.insert(number);
+                        state.reasons.insert(number, HoleReason::Lost);
+                    }
                 }
                 None
             }
@@ -347,8 +544,21 @@ impl HubStore {
                 let (stream, number) = (start.stream.clone(), start.number);
                 let state = self.streams.get_mut(&stream).unwrap();
                 if state.settled().contains(number) {
-                    self.offered_again += 1;
-                    return Some(Outcome::AlreadySettled { stream, number });
+                    if start.offset > 0 || !state.here.contains_key(&number) {
+                        self.offered_again += 1;
+                    }
+                    if let Some(reason) = state.hole(number) {
+                        return Some(Outcome::Hole {
+                            stream,
+                            number,
+                            reason,
+                        });
+                    }
+                    return Some(Outcome::NumberUsed {
+                        floor: state.floor(),
+                        stream,
+                        number,
+                    });
                 }
                 Some(match state.start(&start) {
                     true => Outcome::Started,
@@ -387,6 +597,7 @@ impl HubStore {
                     }
                     state.holes.insert(number);
                     state.corrupt.insert(number);
+                    state.reasons.insert(number, HoleReason::Corrupt);
                     return Some(Outcome::Hole {
                         stream,
                         number,
@@ -398,13 +609,23 @@ impl HubStore {
                 state.order.push(number);
                 Some(Outcome::Stored { stream, number })
             }
-            Job::Settle { stream, ranges, .. } => {
+            Job::Settle {
+                stream,
+                ranges,
+                reason,
+            } => {
                 let state = self.streams.get_mut(&stream).unwrap();
                 for range in ranges {
                     state.partials.retain(|number, _| !range.contains(number));
                     let mut missing = RangeSet::from_iter([range]);
                     state.here.keys().for_each(|&n| missing.remove_range(n..=n));
-                    missing.iter().for_each(|r| state.holes.insert_range(r));
+                    for number in missing.iter().flat_map(|r| r.start().0..=r.end().0) {
+                        let number = SegmentNumber(number);
+                        if !state.holes.contains(number) {
+                            state.holes.insert(number);
+                            state.reasons.insert(number, reason);
+                        }
+                    }
                 }
                 None
             }

@@ -1,0 +1,242 @@
+//! Rows of a renumbering: what is to be moved, what has moved, and what became of numbers.
+//!
+//! Edge only. Each function is one step inside the caller's transaction; files are none of this module's.
+
+use model::{HoleReason, RunInfo, SegmentNumber};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{
+    segments::{self, SegmentRow, number, sql},
+    spans, streams, taken,
+};
+
+/// A number that became another, and that one again: followed this far. Each step is one collision with
+/// another box's numbers.
+const MAX_CHAIN: usize = 64;
+
+/// A renumbering that is not finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Unconfirmed segments from here ...
+    pub(crate) first: SegmentNumber,
+    /// ... to below this are moved; their new numbers begin here.
+    pub(crate) base: SegmentNumber,
+    /// The next new number.
+    pub(crate) next: SegmentNumber,
+}
+
+pub(crate) fn plan(c: &Connection, stream: i64) -> rusqlite::Result<Option<Plan>> {
+    c.prepare_cached("SELECT first, base, next FROM renumbering WHERE stream = ?1")?
+        .query_row([stream], |row| {
+            Ok(Plan {
+                first: number(row.get(0)?),
+                base: number(row.get(1)?),
+                next: number(row.get(2)?),
+            })
+        })
+        .optional()
+}
+
+pub(crate) fn put_plan(c: &Connection, stream: i64, plan: &Plan) -> rusqlite::Result<()> {
+    c.prepare_cached("INSERT OR REPLACE INTO renumbering VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![
+            stream,
+            sql(plan.first),
+            sql(plan.base),
+            sql(plan.next)
+        ])?;
+    Ok(())
+}
+
+pub(crate) fn end_plan(c: &Connection, stream: i64) -> rusqlite::Result<()> {
+    c.prepare_cached("DELETE FROM renumbering WHERE stream = ?1")?
+        .execute([stream])?;
+    Ok(())
+}
+
+/// How many segments from a number on the hub has not confirmed: closed ones up to another number, and all
+/// that are closed or being written.
+pub(crate) fn count_unconfirmed(
+    c: &Connection,
+    stream: i64,
+    from: SegmentNumber,
+    listed_to: SegmentNumber,
+) -> rusqlite::Result<(u64, u64)> {
+    c.prepare_cached(
+        "SELECT COALESCE(SUM(state = 1 AND number <= ?3), 0), COUNT(*) FROM segment
+         WHERE stream = ?1 AND number >= ?2 AND stored = 0 AND state IN (0, 1)",
+    )?
+    .query_row(params![stream, sql(from), sql(listed_to)], |row| {
+        Ok((
+            row.get::<_, i64>(0)?.max(0) as u64,
+            row.get::<_, i64>(1)?.max(0) as u64,
+        ))
+    })
+}
+
+/// Closed unconfirmed segments of the plan that still have their old numbers, ascending.
+pub(crate) fn to_move(
+    c: &Connection,
+    stream: i64,
+    plan: &Plan,
+    limit: usize,
+) -> rusqlite::Result<Vec<SegmentRow>> {
+    let mut rows = segments::list_unshipped(c, stream, plan.first, limit)?;
+    rows.retain(|row| row.info.number < plan.base);
+    Ok(rows)
+}
+
+/// What the live list has listed or stepped over gets the numbers that those segments will have.
+pub(crate) fn shift_live_list(
+    c: &Connection,
+    stream: i64,
+    last_listed: SegmentNumber,
+) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE live_list SET last_number = ?2, looked_to = ?2 WHERE stream = ?1")?
+        .execute(params![stream, sql(last_listed)])?;
+    Ok(())
+}
+
+/// One segment's rows get their new number; its run too, where the run began within the plan or goes on behind
+/// it. The old number is buried: nothing ever comes under it.
+pub(crate) fn move_rows(
+    c: &Connection,
+    stream: i64,
+    plan: &Plan,
+    row: &SegmentRow,
+    to: SegmentNumber,
+) -> rusqlite::Result<()> {
+    let old = row.info;
+    let run = move_run(c, stream, plan, old.run, to)?;
+    let new = model::SegmentInfo {
+        number: to,
+        run,
+        ..old
+    };
+    spans::shrink(c, stream, &old)?;
+    let key = params![stream, sql(old.number), sql(to), sql(run)];
+    c.prepare_cached("UPDATE segment SET number = ?3, run = ?4 WHERE stream = ?1 AND number = ?2")?
+        .execute(key)?;
+    spans::grow(c, stream, &new)?;
+    c.prepare_cached(
+        "UPDATE live_entry SET number = ?3, run = ?4 WHERE stream = ?1 AND number = ?2",
+    )?
+    .execute(key)?;
+    let key = params![stream, sql(old.number), sql(to)];
+    c.prepare_cached("UPDATE live_retired SET number = ?3 WHERE stream = ?1 AND number = ?2")?
+        .execute(key)?;
+    c.prepare_cached(
+        "UPDATE stream SET ending = ?3, ended_on_hub = 0 WHERE id = ?1 AND ending = ?2",
+    )?
+    .execute(key)?;
+    c.prepare_cached("UPDATE stream SET stretch_first = ?3 WHERE id = ?1 AND stretch_first = ?2")?
+        .execute(key)?;
+    taken::renumber(c, stream, old.number, to)?;
+    let only = old.number..=old.number;
+    segments::bury(c, stream, &only, HoleReason::Renumbered)?;
+    streams::raise_floor(c, stream, to)?;
+    note(c, stream, old.number, to)
+}
+
+/// The run that a moved segment is of: made anew under its first moved segment's number.
+fn move_run(
+    c: &Connection,
+    stream: i64,
+    plan: &Plan,
+    run: SegmentNumber,
+    to: SegmentNumber,
+) -> rusqlite::Result<SegmentNumber> {
+    let moved = run_step(c, stream, run)?.filter(|becomes| *becomes >= plan.base);
+    if let Some(becomes) = moved {
+        return Ok(becomes);
+    }
+    if let Some(info) = streams::run(c, stream, run)? {
+        streams::put_run(c, stream, &RunInfo { run: to, ..info })?;
+        streams::copy_live_anchor(c, stream, run, to)?;
+    }
+    c.prepare_cached("INSERT OR REPLACE INTO run_becomes VALUES (?1, ?2, ?3)")?
+        .execute(params![stream, sql(run), sql(to)])?;
+    Ok(to)
+}
+
+fn run_step(
+    c: &Connection,
+    stream: i64,
+    run: SegmentNumber,
+) -> rusqlite::Result<Option<SegmentNumber>> {
+    c.prepare_cached("SELECT becomes FROM run_becomes WHERE stream = ?1 AND run = ?2")?
+        .query_row(params![stream, sql(run)], |row| Ok(number(row.get(0)?)))
+        .optional()
+}
+
+/// The run that segments of `run` are of now.
+pub(crate) fn run_now(
+    c: &Connection,
+    stream: i64,
+    mut run: SegmentNumber,
+) -> rusqlite::Result<SegmentNumber> {
+    for _ in 0..MAX_CHAIN {
+        match run_step(c, stream, run)? {
+            Some(becomes) => run = becomes,
+            None => break,
+        }
+    }
+    Ok(run)
+}
+
+/// The number that a segment has now.
+pub(crate) fn number_now(
+    c: &Connection,
+    stream: i64,
+    mut of: SegmentNumber,
+) -> rusqlite::Result<SegmentNumber> {
+    for _ in 0..MAX_CHAIN {
+        let step: Option<(i64, i64)> = c
+            .prepare_cached(
+                "SELECT first, becomes FROM renumbered WHERE stream = ?1 AND first <= ?2 AND last >= ?2
+                 ORDER BY first DESC LIMIT 1",
+            )?
+            .query_row(params![stream, sql(of)], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        match step {
+            Some((first, becomes)) => of = number(becomes + (sql(of) - first)),
+            None => break,
+        }
+    }
+    Ok(of)
+}
+
+/// Old numbers within the plan whose segments have moved: their files are not wanted any more.
+pub(crate) fn moved_within(
+    c: &Connection,
+    stream: i64,
+    plan: &Plan,
+) -> rusqlite::Result<Vec<std::ops::RangeInclusive<SegmentNumber>>> {
+    c.prepare_cached(
+        "SELECT first, last FROM renumbered WHERE stream = ?1 AND first >= ?2 AND first < ?3",
+    )?
+    .query_map(params![stream, sql(plan.first), sql(plan.base)], |row| {
+        Ok(number(row.get(0)?)..=number(row.get(1)?))
+    })?
+    .collect()
+}
+
+/// Notes what became of a number; stretches that move together are one row.
+fn note(
+    c: &Connection,
+    stream: i64,
+    old: SegmentNumber,
+    new: SegmentNumber,
+) -> rusqlite::Result<()> {
+    let (old, new) = (sql(old), sql(new));
+    let grown = c
+        .prepare_cached(
+            "UPDATE renumbered SET last = ?2 WHERE stream = ?1 AND last = ?2 - 1 AND becomes + (?2 - first) = ?3",
+        )?
+        .execute(params![stream, old, new])?;
+    if grown == 0 {
+        c.prepare_cached("INSERT OR REPLACE INTO renumbered VALUES (?1, ?2, ?2, ?3)")?
+            .execute(params![stream, old, new])?;
+    }
+    Ok(())
+}
