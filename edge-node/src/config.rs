@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration}
 
 use bytesize::ByteSize;
 use model::StreamName;
+use program::scrub::{ByteRate, ScrubSettings};
 use serde::Deserialize;
 
 use crate::ingest::SourceName;
@@ -47,6 +48,9 @@ struct HttpFile {
 struct DiskFile {
     max_bytes: Option<ByteSize>,
     reserve_bytes: Option<ByteSize>,
+    scrub_rate: Option<ByteRate>,
+    #[serde(with = "humantime_serde")]
+    scrub_every: Option<Duration>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,6 +69,8 @@ pub(crate) struct Overrides {
     pub(crate) http: Option<SocketAddr>,
     pub(crate) max_bytes: Option<ByteSize>,
     pub(crate) reserve_bytes: Option<ByteSize>,
+    pub(crate) scrub_rate: Option<ByteRate>,
+    pub(crate) scrub_every: Option<Duration>,
 }
 
 /// What the program runs on.
@@ -75,6 +81,7 @@ pub(crate) struct Settings {
     pub(crate) http: SocketAddr,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) reserve_bytes: u64,
+    pub(crate) scrub: ScrubSettings,
 }
 
 /// A setting whose value can't be. The operator is at fault.
@@ -104,6 +111,10 @@ impl Settings {
                 .or(file.disk.reserve_bytes)
                 .unwrap_or(DEFAULT_RESERVE)
                 .as_u64(),
+            scrub: ScrubSettings::resolve(
+                over.scrub_rate.or(file.disk.scrub_rate),
+                over.scrub_every.or(file.disk.scrub_every),
+            ),
         };
         if settings.max_bytes == Some(0) {
             let rule = "give a size above 0, or leave it out".to_owned();
@@ -276,6 +287,7 @@ mod tests {
         let file: File = toml::from_str(&all).unwrap();
         assert!(file.data_dir.is_some() && file.http.listen.is_some());
         assert!(file.disk.max_bytes.is_some() && file.disk.reserve_bytes.is_some());
+        assert!(file.disk.scrub_rate.is_some() && file.disk.scrub_every.is_some());
         assert!(
             file.stream
                 .iter()

@@ -49,8 +49,11 @@ async fn serve(settings: &Settings, identity: Identity, signals: Shutdown) -> Re
             "ships what is left on this disk"
         );
     }
-    signals.first.cancelled().await;
+    let result = tokio::select! {
+        () = signals.first.cancelled() => Ok(()),
+        failure = node.catalog_damaged() => Err(failure),
+    };
     tracing::info!("stopping");
     node.stop().await;
-    Ok(())
+    result
 }

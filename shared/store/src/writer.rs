@@ -20,7 +20,7 @@ use crate::{
     catalog::segments,
     error::{AtPath, Result, StoreError},
     files::{self, hash_of, sync_folder},
-    store::Opened,
+    store::{Opened, wall_now},
 };
 
 /// A segment whose bytes failed their hash this often becomes a hole.
@@ -221,8 +221,10 @@ impl Drop for SegmentWriter {
 impl Store {
     /// Row *here*, live list, then everything that readers see.
     pub(crate) fn commit_closed(&self, stream: &StreamName, info: &SegmentInfo) -> Result<()> {
-        self.change_live(stream, |c, row| Ok(segments::close(c, row.id, info)?))?;
+        let now = wall_now();
+        self.change_live(stream, |c, row| Ok(segments::close(c, row.id, info, now)?))?;
         tracing::debug!(%stream, number = info.number.0, bytes = info.bytes, duration_ms = info.duration.as_millis(), "segment closed");
+        self.write_journal(stream, info);
         self.write_local_playlists(stream, info);
         Ok(())
     }

@@ -215,7 +215,7 @@ fn look(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
         )?,
         open,
         page,
-        holes: store.holes(stream)?,
+        holes: store.gone(stream)?,
         ending,
     })
 }

@@ -42,7 +42,7 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) phase: Phase,
-    /// Settled at the hub as the session began, and what was told as holes since.
+    /// Settled at the hub as the session began, and what was settled or told as holes since.
     settled: RangeSet,
     /// Beginnings of segments at the hub; at most [`MAX_PARTIALS`].
     partials: BTreeMap<SegmentNumber, (u64, SegmentHash)>,
@@ -320,6 +320,8 @@ impl Stream {
     /// The hub has settled this segment.
     pub(super) fn answer(&mut self, number: SegmentNumber) {
         self.answered.insert(number);
+        // Should it expire here, the hub need not hear.
+        self.settled.insert(number);
     }
 
     /// A segment must be looked for again: nothing goes before it.
