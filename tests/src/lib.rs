@@ -14,4 +14,4 @@ mod programs;
 pub use http::{Response, get, get_with, playlist};
 pub use line::Line;
 pub use player::{Frame, audio_packets, decode_errors, fixture, frames, gstreamer_pictures, tool};
-pub use programs::{Edge, Hub, Push, program, wait_for};
+pub use programs::{Edge, Hub, Push, program, segments, wait_for};
