@@ -5,7 +5,7 @@
 //! go before a segment does where the disk's own limits ask for room.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
@@ -77,7 +77,14 @@ impl Store {
             to = folder.join(format!("{number}-{more}.{}", why.ending()));
             more += 1;
         }
-        fs::rename(file, &to).at(file)?;
+        match fs::rename(file, &to) {
+            // The segments lie on a disk of their own.
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                fs::copy(file, &to).at(&to)?;
+                files::remove(file)?;
+            }
+            moved => moved.at(file)?,
+        }
         // Its age counts from now.
         if let Ok(file) = fs::File::options().append(true).open(&to) {
             let _ = file.set_modified(SystemTime::now());

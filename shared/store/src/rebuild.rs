@@ -29,10 +29,18 @@ const KEY_BYTES: usize = 32;
 /// What of a damaged catalog is not told by files.
 #[derive(Debug, Default)]
 pub(crate) struct Salvage {
-    devices: Vec<(DeviceName, Option<Vec<u8>>, bool, Option<i64>)>,
+    devices: Vec<OldDevice>,
     streams: HashMap<i64, OldStream>,
     runs: Vec<(i64, RunInfo)>,
     tombstones: Vec<(i64, SegmentNumber, SegmentNumber, HoleReason)>,
+}
+
+#[derive(Debug)]
+struct OldDevice {
+    name: DeviceName,
+    key: Option<Vec<u8>>,
+    enabled: bool,
+    enrolled: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -95,12 +103,12 @@ impl Store {
     ) -> Result<Salvage> {
         let old = read(aside);
         self.inner().catalog.write(|c| {
-            for (name, key, enabled, enrolled) in &old.devices {
+            for device in &old.devices {
                 let done = c
                     .prepare_cached(
                         "INSERT OR IGNORE INTO device (name, key, enabled, enrolled_ms) VALUES (?1, ?2, ?3, ?4)",
                     )?
-                    .execute(params![name.as_str(), key, enabled, enrolled])?;
+                    .execute(params![device.name.as_str(), device.key, device.enabled, device.enrolled])?;
                 report.salvaged_devices += done as u64;
             }
             for stream in old.streams.values() {
@@ -218,7 +226,7 @@ impl Store {
         let mut sum = model::MediaDuration::ZERO;
         let mut from = None;
         for row in newest.iter().rev() {
-            sum = sum + row.info.duration;
+            sum += row.info.duration;
             from = Some(row.info.number);
             if sum > window + window {
                 break;
@@ -270,7 +278,12 @@ fn read(path: &Path) -> Salvage {
             if let Ok(name) = row.get::<_, String>(0)?.parse()
                 && key.as_ref().is_none_or(|key| key.len() == KEY_BYTES)
             {
-                old.devices.push((name, key, row.get(2)?, row.get(3)?));
+                old.devices.push(OldDevice {
+                    name,
+                    key,
+                    enabled: row.get(2)?,
+                    enrolled: row.get(3)?,
+                });
             }
             Ok(())
         },

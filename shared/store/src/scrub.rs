@@ -7,6 +7,7 @@
 //! or says that it can't. On an edge it becomes a hole (*corrupt*), which the hub hears of if it lacks it.
 
 use std::{
+    io,
     path::Path,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -20,7 +21,7 @@ use crate::{
         segments::{self, ToScrub},
         streams,
     },
-    error::Result,
+    error::{AtPath, Result},
     files,
     orphans::Aside,
     store::wall_now,
@@ -30,6 +31,8 @@ use crate::{
 const BATCH: usize = 64;
 /// A batch ends after so many bytes: the caller paces by batches.
 const BATCH_BYTES: u64 = 8 << 20;
+/// So many damaged ones in a batch without a sound one are no flipped bits: the disk has gone, and may be back.
+const SUSPICIOUS: usize = 8;
 
 /// What one batch did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,6 +88,7 @@ impl Store {
             ..Scrubbed::default()
         };
         let mut good: Vec<&ToScrub> = Vec::new();
+        let mut bad: Vec<(&StreamName, &SegmentInfo, String)> = Vec::new();
         let mut reached = above;
         for row in &batch {
             if done.bytes >= BATCH_BYTES {
@@ -101,9 +105,24 @@ impl Store {
             };
             done.segments += 1;
             done.bytes += row.info.bytes;
-            if self.is_sound(&name.name, &row.info)? {
-                good.push(row);
-            } else {
+            match self.look(&name.name, &row.info) {
+                None => good.push(row),
+                Some(what) => bad.push((&name.name, &row.info, what)),
+            }
+        }
+        if good.is_empty() && bad.len() >= SUSPICIOUS {
+            let what = format!(
+                "{} segments in a row are damaged or gone, and none is sound: is the disk there?",
+                bad.len()
+            );
+            let path = self.inner().data_dir.join("segments");
+            return Err(io::Error::other(what)).at(&path);
+        }
+        for (stream, info, what) in bad {
+            // Retention may have come in between.
+            if self.segment(stream, info.number)?.as_ref() == Some(info) {
+                let path = self.inner().layout.segment(stream, info.number);
+                self.lose(stream, info, &what, &path)?;
                 done.corrupt += 1;
             }
         }
@@ -135,22 +154,16 @@ impl Store {
         }
     }
 
-    /// Whether a segment's file holds its bytes; one that doesn't is dealt with.
-    fn is_sound(&self, stream: &StreamName, info: &SegmentInfo) -> Result<bool> {
+    /// What is wrong with a segment's file; None: it holds its bytes.
+    fn look(&self, stream: &StreamName, info: &SegmentInfo) -> Option<String> {
         let path = self.inner().layout.segment(stream, info.number);
-        let what = match files::hash_file_uncached(&path) {
+        match files::hash_file_uncached(&path) {
             Ok((hasher, bytes)) if (bytes, files::hash_of(&hasher)) == (info.bytes, info.hash) => {
-                return Ok(true);
+                None
             }
-            Ok(_) => "its bytes are not those that were stored".to_owned(),
-            Err(error) => format!("its file can't be read: {error}"),
-        };
-        // Retention may have come in between.
-        if self.segment(stream, info.number)?.is_some() {
-            self.lose(stream, info, &what, &path)?;
-            return Ok(false);
+            Ok(_) => Some("its bytes are not those that were stored".to_owned()),
+            Err(error) => Some(format!("its file can't be read: {error}")),
         }
-        Ok(true)
     }
 
     /// A segment whose bytes are not to be had from this disk any more.

@@ -408,3 +408,18 @@ fn a_damaged_segment_that_nobody_brings_is_given_up_in_the_end() {
         [(n(1)..=n(1), HoleReason::Corrupt)]
     );
 }
+
+#[test]
+fn a_disk_that_is_gone_is_not_taken_for_damage() {
+    let site = Site::edge();
+    for number in 1..=20 {
+        put(site.store(), number, 1);
+    }
+    let (there, gone) = (site.path().join("segments"), site.path().join("unmounted"));
+    fs::rename(&there, &gone).unwrap();
+    let error = site.store().scrub(AT_ONCE).unwrap_err().to_string();
+    assert!(error.contains("is the disk there"), "{error}");
+    fs::rename(&gone, &there).unwrap();
+    assert_eq!(site.store().scrub(AT_ONCE).unwrap().corrupt, 0);
+    assert_eq!(all(site.store()).len(), 20);
+}
