@@ -11,7 +11,7 @@ use std::{
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use model::{StreamName, WallTime, WallTimeError};
-use program::{config::ConfigError, exit::Failure, logging::LogArgs, output};
+use program::{config::ConfigError, exit::Failure, logging::LogArgs, output, scrub::ByteRate};
 
 use crate::{
     config::{self, Overrides, Settings},
@@ -148,6 +148,12 @@ pub(crate) struct DiskArgs {
     /// Keep this much of the disk free [default: 1GiB]
     #[arg(long, value_name = "SIZE", env = "PENSTOCK_RESERVE_BYTES")]
     reserve_bytes: Option<ByteSize>,
+    /// Read segments again at this rate and compare their hashes, 0 for never [default: 1MB/s]
+    #[arg(long, value_name = "SIZE/s", env = "PENSTOCK_SCRUB_RATE")]
+    scrub_rate: Option<ByteRate>,
+    /// Read each segment again after this, at the earliest [default: 7d]
+    #[arg(long, value_name = "DURATION", env = "PENSTOCK_SCRUB_EVERY", value_parser = humantime::parse_duration)]
+    scrub_every: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -211,6 +217,8 @@ impl DiskArgs {
             http: None,
             max_bytes: self.max_bytes,
             reserve_bytes: self.reserve_bytes,
+            scrub_rate: self.scrub_rate,
+            scrub_every: self.scrub_every,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 
 use bytesize::ByteSize;
 use model::StreamName;
+use program::scrub::{ByteRate, ScrubSettings};
 use serde::Deserialize;
 
 use crate::ingest::{DEFAULT_MAX_RATE, SourceName};
@@ -59,6 +60,9 @@ struct DiskFile {
     max_bytes: Option<ByteSize>,
     reserve_bytes: Option<ByteSize>,
     sync_parts: Option<bool>,
+    scrub_rate: Option<ByteRate>,
+    #[serde(with = "humantime_serde")]
+    scrub_every: Option<Duration>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,6 +118,8 @@ pub(crate) struct Overrides {
     pub(crate) http: Option<SocketAddr>,
     pub(crate) max_bytes: Option<ByteSize>,
     pub(crate) reserve_bytes: Option<ByteSize>,
+    pub(crate) scrub_rate: Option<ByteRate>,
+    pub(crate) scrub_every: Option<Duration>,
 }
 
 /// What the program runs on.
@@ -127,6 +133,7 @@ pub(crate) struct Settings {
     pub(crate) sync_parts: bool,
     /// At most [`MAX_STREAMS`].
     pub(crate) streams: Vec<StreamSettings>,
+    pub(crate) scrub: ScrubSettings,
 }
 
 /// A setting whose value can't be. The operator is at fault.
@@ -158,6 +165,10 @@ impl Settings {
                 .unwrap_or(DEFAULT_RESERVE)
                 .as_u64(),
             sync_parts: file.disk.sync_parts.unwrap_or(true),
+            scrub: ScrubSettings::resolve(
+                over.scrub_rate.or(file.disk.scrub_rate),
+                over.scrub_every.or(file.disk.scrub_every),
+            ),
         };
         if settings.max_bytes == Some(0) {
             let rule = "give a size above 0, or leave it out".to_owned();
@@ -469,6 +480,7 @@ mod tests {
         let file: File = toml::from_str(&all).unwrap();
         assert!(file.data_dir.is_some() && file.http.listen.is_some());
         assert!(file.disk.max_bytes.is_some() && file.disk.reserve_bytes.is_some());
+        assert!(file.disk.scrub_rate.is_some() && file.disk.scrub_every.is_some());
         assert!(file.disk.sync_parts.is_some());
         let [udp, folder] = &file.stream[..] else {
             panic!("{:?}", file.stream);

@@ -160,6 +160,29 @@ impl fmt::Debug for Streams {
 
 impl Collector for Streams {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let scrubbed = self.0.scrub_totals();
+        for (name, help, count) in [
+            (
+                "scrub_segments",
+                "Segments on this disk that were read again",
+                scrubbed.segments,
+            ),
+            ("scrub_bytes", "Their bytes", scrubbed.bytes),
+            (
+                "scrub_corrupt",
+                "Segments on this disk found damaged or gone by scrubbing",
+                scrubbed.corrupt,
+            ),
+            (
+                "store_segments_lost",
+                "Segments on this disk found damaged or gone, at start-up too",
+                scrubbed.lost,
+            ),
+        ] {
+            let counter = ConstCounter::new(count);
+            let one = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(one)?;
+        }
         // A store that can't be read is told by its absence here and by the log.
         let streams = self.0.streams().unwrap_or_default();
         for (name, help, value) in [

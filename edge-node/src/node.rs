@@ -6,6 +6,7 @@
 //! | link log | the uplink's state | says when it changes |
 //! | clock | a timer | looks whether this machine's clock was set |
 //! | janitor | a timer | carries out retention |
+//! | scrub | a timer | reads segments again and compares their hashes |
 //! | http | connections | page, playlists, segments, /metrics |
 //!
 //! A link that is down is no failure: it is tried again for ever. A task that ends by itself is logged.
@@ -21,7 +22,11 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use axum::routing::any_service;
 use link::uplink::{self, LinkState, UplinkConfig, UplinkStatus};
-use program::durable;
+use program::{
+    durable,
+    exit::Failure,
+    scrub::{ScrubSettings, keep_pace},
+};
 use serve::{App, Role};
 use store::{RetentionLimits, Store, StoreOptions};
 use tokio::{
@@ -92,11 +97,22 @@ pub(crate) fn open_store(settings: &Settings, holder: &str) -> Result<Store> {
         data_dir = %dir.display(),
         open_closed = found.open_closed,
         partials_kept = found.partials_kept,
+        adopted = found.adopted,
+        set_aside = found.set_aside,
         orphans_removed = found.orphans_removed,
         missing_files = found.missing_files,
         took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "opened the store"
     );
+    if let Some(aside) = &found.catalog_set_aside {
+        tracing::error!(
+            aside = %aside.display(),
+            segments = found.adopted,
+            streams = found.salvaged_streams + found.streams_found,
+            tombstones_kept = found.salvaged_tombstones,
+            "the catalog was damaged: it is set aside, and a new one was built from the segments and what was left of it"
+        );
+    }
     if found.open_closed > 0 || found.missing_files > 0 {
         tracing::warn!(
             open_closed = found.open_closed,
@@ -179,6 +195,7 @@ impl Node {
         tasks.spawn(log_link(link.clone(), identity.hub_address, stop.clone()));
         tasks.spawn(watch_clock(clock.clone(), stop.clone()));
         tasks.spawn(janitor(store.clone(), stop.clone()));
+        tasks.spawn(scrub(store.clone(), settings.scrub, stop.clone()));
         Ok(Self {
             store,
             numbers,
@@ -189,6 +206,20 @@ impl Node {
             tasks,
             stop,
         })
+    }
+
+    /// Waits until the catalog is found damaged; whoever runs this ends with it, and the next start rebuilds
+    /// the catalog.
+    pub(crate) async fn catalog_damaged(&self) -> Failure {
+        let mut damage = self.store.catalog_damage();
+        let what = match damage.wait_for(Option::is_some).await {
+            Ok(what) => what.clone().unwrap_or_default(),
+            // The store is held by this node: its word can't be lost.
+            Err(_) => std::future::pending().await,
+        };
+        Failure::failed(format!(
+            "the catalog is damaged ({what}): the next start checks and rebuilds it from the segments"
+        ))
     }
 
     /// Says goodbye to the hub and to viewers, within a bounded time.
@@ -305,6 +336,26 @@ async fn watch_clock(clock: Clock, stop: CancellationToken) {
             tracing::error!("failed to look at the clock: {error}");
         }
     }
+}
+
+async fn scrub(store: Store, settings: ScrubSettings, stop: CancellationToken) {
+    keep_pace(settings, stop, || {
+        let store = store.clone();
+        async move {
+            match spawn_blocking(move || store.scrub(settings.every)).await {
+                Ok(Ok(done)) => Some((done.bytes, done.round)),
+                Ok(Err(error)) => {
+                    tracing::error!("failed to read segments again: {error}");
+                    None
+                }
+                Err(error) => {
+                    tracing::error!("failed to read segments again: {error}");
+                    None
+                }
+            }
+        }
+    })
+    .await;
 }
 
 async fn janitor(store: Store, stop: CancellationToken) {

@@ -116,7 +116,10 @@ async fn push_all(
     if let Some(address) = node.http {
         tracing::info!("the local page is at http://{address}/");
     }
-    let result = push_on(&node, args, plan, input, progress, signals).await;
+    let result = tokio::select! {
+        result = push_on(&node, args, plan, input, progress, signals) => result,
+        failure = node.catalog_damaged() => Err(failure),
+    };
     progress.end();
     node.stop().await;
     tracing::debug!("stopped");

@@ -71,19 +71,20 @@ async fn serve(settings: &Settings, identity: Identity, signals: Shutdown) -> Re
         .context("failed to start a thread for each stream")?;
     let mut timer = interval(LOOK);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    let result = loop {
         tokio::select! {
-            () = signals.first.cancelled() => break,
+            () = signals.first.cancelled() => break Ok(()),
+            failure = node.catalog_damaged() => break Err(failure),
             _ = timer.tick() => {}
         }
         if let Err(error) = supervisor.set_gates(&node).await {
             tracing::error!("failed to see how full the disk is: {error}");
         }
-    }
+    };
     tracing::info!("stopping");
     supervisor.stop().await;
     node.stop().await;
-    Ok(())
+    result
 }
 
 /// Ends streams that an earlier `run` recorded and that the configuration has no more.

@@ -10,7 +10,7 @@ use model::{DeviceName, StreamName};
 use program::{config::ConfigError, exit::Failure, logging::LogArgs, output};
 
 use crate::{
-    beside,
+    backup, beside,
     config::{self, Overrides, PublicAddress, Settings},
     device, enroll, serve, stream,
 };
@@ -27,6 +27,7 @@ Examples:
   hub enroll gate-house --address hub.example.org     invite a device; prints one URL
   hub device list                                     who ships here
   hub stream list                                     what is here
+  hub backup /mnt/backup/hub                          key, devices and catalog, while it runs
 
 Every flag of `hub serve` has a PENSTOCK_* variable and a key in hub.toml; flags win over variables,
 variables over the file. Exit codes: 0 done, 1 failed, 2 usage, 78 bad configuration."
@@ -99,6 +100,28 @@ Examples:
 A running `hub serve` acts on a change within 2 s."
     )]
     Stream(StreamCommand),
+    /// Copy the hub's key, devices and catalog to a folder, also while it runs
+    #[command(after_help = "\
+Examples:
+  hub backup /mnt/backup/hub
+  hub backup /mnt/backup/hub --config /etc/penstock/hub.toml      the settings file too
+  0 3 * * *  hub backup /mnt/backup/hub                           each night, in a crontab
+
+The folder is made, or is one that is empty or a backup already; a backup that is cut off leaves the one
+before it as it was. It holds catalog.db, hub.key and admin.token (keep it secret), no segments.
+Enrolment URLs that wait to be used are left out: make new ones.
+
+To restore, with the hub stopped (DATA_DIR may be new, with or without the segments):
+  rm -f DATA_DIR/catalog.db-wal DATA_DIR/catalog.db-shm
+  cp /mnt/backup/hub/catalog.db /mnt/backup/hub/*.key /mnt/backup/hub/*.token DATA_DIR/
+  hub serve --data-dir DATA_DIR
+Segments in DATA_DIR that are newer than the backup are taken in; what is missing is asked of the edges,
+which ship what they still have. Numbers are not used twice: edges keep their own.")]
+    Backup {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Check a settings file without starting anything
     #[command(after_help = "\
 Examples:
@@ -181,6 +204,10 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Enroll(args) => enroll::run(args, &settings(Overrides::default())?),
         Command::Device(command) => Ok(device::run(command, &catalog()?)?),
         Command::Stream(command) => Ok(stream::run(command, &catalog()?)?),
+        Command::Backup { dir } => {
+            let settings = settings(Overrides::default())?;
+            Ok(backup::run(&dir, &settings, common.config.as_deref())?)
+        }
         Command::CheckConfig { file } => check_config(&file),
     }
 }
@@ -228,6 +255,6 @@ mod tests {
                 .map(|sub| walk(sub, &format!("{path} {}", sub.get_name())))
                 .sum::<usize>()
         }
-        assert_eq!(walk(&Cli::command(), "hub"), 14);
+        assert_eq!(walk(&Cli::command(), "hub"), 15);
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 use bytesize::ByteSize;
 use clap::Args;
+use program::scrub::{ByteRate, ScrubSettings};
 use serde::Deserialize;
 
 /// UDP port of the link.
@@ -71,6 +72,9 @@ struct RetentionFile {
 #[serde(deny_unknown_fields, default)]
 struct DiskFile {
     reserve_bytes: Option<ByteSize>,
+    scrub_rate: Option<ByteRate>,
+    #[serde(with = "humantime_serde")]
+    scrub_every: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -105,6 +109,12 @@ pub(crate) struct Overrides {
     /// Keep this much of the disk free [default: 1GiB]
     #[arg(long, value_name = "SIZE", env = "PENSTOCK_RESERVE_BYTES")]
     pub(crate) reserve_bytes: Option<ByteSize>,
+    /// Read stored segments again at this rate and compare their hashes, 0 for never [default: 1MB/s]
+    #[arg(long, value_name = "SIZE/s", env = "PENSTOCK_SCRUB_RATE")]
+    pub(crate) scrub_rate: Option<ByteRate>,
+    /// Read each segment again after this, at the earliest [default: 7d]
+    #[arg(long, value_name = "DURATION", env = "PENSTOCK_SCRUB_EVERY", value_parser = humantime::parse_duration)]
+    pub(crate) scrub_every: Option<Duration>,
     /// How much the live playlist lists [default: 2m]
     #[arg(long, value_name = "DURATION", env = "PENSTOCK_LIVE_WINDOW", value_parser = humantime::parse_duration)]
     pub(crate) live_window: Option<Duration>,
@@ -121,6 +131,7 @@ pub(crate) struct Settings {
     pub(crate) max_age: Option<Duration>,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) reserve_bytes: u64,
+    pub(crate) scrub: ScrubSettings,
     pub(crate) live_window: Duration,
 }
 
@@ -166,6 +177,10 @@ impl Settings {
                 .or(file.disk.reserve_bytes)
                 .unwrap_or(DEFAULT_RESERVE)
                 .as_u64(),
+            scrub: ScrubSettings::resolve(
+                over.scrub_rate.or(file.disk.scrub_rate),
+                over.scrub_every.or(file.disk.scrub_every),
+            ),
             live_window: over
                 .live_window
                 .or(file.live.window)
@@ -327,7 +342,7 @@ mod tests {
             .get_arguments()
             .filter_map(|a| a.get_env()?.to_str())
             .collect();
-        assert_eq!(names.len(), 8);
+        assert_eq!(names.len(), 10);
         for name in names {
             assert!(example.contains(name), "{name} is not in hub.example.toml");
         }

@@ -57,7 +57,13 @@ fn view(store: &Store, device: Device) -> Result<DeviceView, StoreError> {
 /// Runs the subcommand.
 pub(crate) fn run(command: DeviceCommand, store: &Store) -> Result<()> {
     match command {
-        DeviceCommand::List { json } => list(&views(store)?, json)?,
+        DeviceCommand::List { json } => {
+            let devices = views(store)?;
+            list(&devices, json)?;
+            if devices.is_empty() && !store.set_aside_catalogs()?.is_empty() {
+                output::error(crate::serve::DEVICES_LOST);
+            }
+        }
         DeviceCommand::Enable { name } => {
             known(store, &name, store.set_device_enabled(&name, true)?)?;
             output::line(&format!("{name} is enabled ({SOON})"))?;

@@ -1,6 +1,7 @@
 //! `hub`: receives segments from edge-nodes, keeps them and serves them as HLS.
 
 mod admin;
+mod backup;
 mod beside;
 mod cli;
 mod config;

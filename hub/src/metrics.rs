@@ -205,7 +205,29 @@ impl Collector for Totals {
             "store_bytes",
             "Bytes of the segments here",
             &gauge(sum(|s| s.bytes)),
-        )
+        )?;
+        let scrubbed = self.0.scrub_totals();
+        for (name, help, count) in [
+            (
+                "scrub_segments",
+                "Stored segments that were read again",
+                scrubbed.segments,
+            ),
+            ("scrub_bytes", "Their bytes", scrubbed.bytes),
+            (
+                "scrub_corrupt",
+                "Stored segments found damaged or gone by scrubbing",
+                scrubbed.corrupt,
+            ),
+            (
+                "store_segments_lost",
+                "Stored segments found damaged or gone, at start-up too",
+                scrubbed.lost,
+            ),
+        ] {
+            one(&mut encoder, name, help, &ConstCounter::new(count))?;
+        }
+        Ok(())
     }
 }
 
@@ -308,6 +330,10 @@ mod tests {
             "penstock_streams_live 0",
             "penstock_store_segments 0",
             "# TYPE penstock_store_bytes gauge",
+            "penstock_scrub_segments_total 0",
+            "penstock_scrub_bytes_total 0",
+            "penstock_scrub_corrupt_total 0",
+            "penstock_store_segments_lost_total 0",
             "# EOF",
         ] {
             assert!(shown.lines().any(|l| l == line), "{line}\n{shown}");

@@ -6,6 +6,8 @@
 //! | http | connections | page, playlists, segments |
 //! | admin | connections | API with writes, /metrics |
 //! | janitor | a timer | carries out retention |
+//! | scrub | a timer | reads stored segments again and compares their hashes |
+//! | catalog | the catalog's damage | ends the daemon, so that the next start rebuilds it |
 //! | foreign | a timer | notices what subcommands wrote to the catalog |
 //!
 //! A task that ends by itself ends the daemon: a hub that only looks alive is worse than one that its
@@ -134,6 +136,14 @@ async fn serve(settings: Settings, signals: Shutdown) -> Result<()> {
         forever(upkeep::janitor(store.clone(), stop.clone())),
     );
     tasks.spawn(
+        "scrub",
+        forever(upkeep::scrub(store.clone(), settings.scrub, stop.clone())),
+    );
+    tasks.spawn(
+        "catalog",
+        upkeep::watch_catalog(store.clone(), stop.clone()),
+    );
+    tasks.spawn(
         "foreign",
         forever(upkeep::notice_foreign_writes(store.clone(), stop.clone())),
     );
@@ -173,13 +183,39 @@ fn open_store(settings: &Settings) -> Result<Store> {
         data_dir = %settings.data_dir.display(),
         open_closed = found.open_closed,
         partials_kept = found.partials_kept,
+        adopted = found.adopted,
+        set_aside = found.set_aside,
         orphans_removed = found.orphans_removed,
         missing_files = found.missing_files,
         took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "opened the store"
     );
+    if let Some(aside) = &found.catalog_set_aside {
+        tracing::error!(
+            aside = %aside.display(),
+            segments = found.adopted,
+            streams_kept = found.salvaged_streams,
+            streams_found = found.streams_found,
+            devices_kept = found.salvaged_devices,
+            tombstones_kept = found.salvaged_tombstones,
+            "the catalog was damaged: it is set aside, and a new one was built from the segments and what was left of it"
+        );
+    }
+    let lost = found.catalog_set_aside.is_some() || found.streams_found > 0;
+    if lost && store.devices()?.is_empty() {
+        tracing::error!("{DEVICES_LOST}");
+    }
+    if found.streams_found > 0 {
+        tracing::warn!(
+            streams = found.streams_found,
+            "streams without an owner go to the first device that ships them; `hub enroll NAME --stream STREAM` or `hub stream move` says which"
+        );
+    }
     Ok(store)
 }
+
+/// What a lost catalog means for devices.
+pub(crate) const DEVICES_LOST: &str = "devices and their keys were lost with the catalog: put a backup's catalog.db back (`hub backup --help`), or enrol each device again with `hub enroll NAME`; streams and numbers stay";
 
 /// What pages and routes ask of the hub.
 fn app(store: Store, link: watch::Receiver<DownlinkStatus>) -> App {

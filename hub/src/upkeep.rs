@@ -1,9 +1,13 @@
-//! What the daemon does by the clock: retention, and noticing what other processes wrote to the catalog.
+//! What the daemon does by the clock: retention, scrubbing, noticing what other processes wrote to the catalog;
+//! and that it ends when the catalog is damaged.
 
 use std::{future::Future, time::Duration};
 
-use anyhow::Result;
-use program::clock;
+use anyhow::{Result, anyhow};
+use program::{
+    clock,
+    scrub::{ScrubSettings, keep_pace},
+};
 use store::Store;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +37,37 @@ pub(crate) async fn janitor(store: Store, stop: CancellationToken) {
         }
     })
     .await;
+}
+
+/// Reads segments again, at the rate that the settings give.
+pub(crate) async fn scrub(store: Store, settings: ScrubSettings, stop: CancellationToken) {
+    keep_pace(settings, stop, || {
+        let store = store.clone();
+        async move {
+            match blocking(move || Ok(store.scrub(settings.every)?)).await {
+                Ok(done) => Some((done.bytes, done.round)),
+                Err(error) => {
+                    tracing::error!(error = %format_args!("{error:#}"), "scrubbing failed; trying again");
+                    None
+                }
+            }
+        }
+    })
+    .await;
+}
+
+/// Ends with an error once the catalog is found damaged: the service manager starts the daemon again, and that
+/// rebuilds the catalog.
+pub(crate) async fn watch_catalog(store: Store, stop: CancellationToken) -> Result<()> {
+    let mut damage = store.catalog_damage();
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        Ok(what) = damage.wait_for(Option::is_some) => Err(anyhow!(
+            "the catalog is damaged ({}): the next start checks and rebuilds it",
+            what.as_deref().unwrap_or_default()
+        )),
+        else => Ok(()),
+    }
 }
 
 /// Wakes the rest of the daemon after a subcommand wrote to the catalog.

@@ -58,42 +58,74 @@ pub(crate) fn free_port() -> Result<u16> {
 /// A hub with its directory; it keeps its ports across restarts.
 pub struct Hub {
     dir: PathBuf,
+    config: PathBuf,
     link: u16,
     http: u16,
     admin: u16,
     clock: Option<FakeClock>,
+    args: Vec<String>,
     child: Option<Child>,
 }
 
 impl Hub {
     /// Starts a hub in `dir` and waits until it is ready.
     pub fn start(dir: &Path) -> Result<Self> {
-        Self::start_as(dir, "", None)
+        Self::start_as(dir, "", &[], None)
     }
 
-    /// Starts a hub with a configuration: the text of its `hub.toml`, without addresses.
-    pub fn start_with(dir: &Path, config: &str) -> Result<Self> {
-        Self::start_as(dir, config, None)
+    /// The same with a configuration: the text of its `hub.toml`, without addresses.
+    pub fn start_configured(dir: &Path, config: &str) -> Result<Self> {
+        Self::start_as(dir, config, &[], None)
     }
 
-    /// Starts a hub with a wall clock of its own.
+    /// The same with more flags of `hub serve`, also when it is started again.
+    pub fn start_with(dir: &Path, args: &[&str]) -> Result<Self> {
+        Self::start_as(dir, "", args, None)
+    }
+
+    /// The same with a wall clock of its own.
     pub fn start_by(dir: &Path, clock: Option<&FakeClock>) -> Result<Self> {
-        Self::start_as(dir, "", clock)
+        Self::start_as(dir, "", &[], clock)
     }
 
-    fn start_as(dir: &Path, config: &str, clock: Option<&FakeClock>) -> Result<Self> {
+    fn start_as(
+        dir: &Path,
+        config: &str,
+        args: &[&str],
+        clock: Option<&FakeClock>,
+    ) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        fs::write(dir.join("hub.toml"), config)?;
+        let file = dir.with_extension("toml");
+        fs::write(&file, config)?;
         let mut hub = Self {
             dir: dir.to_owned(),
+            config: file,
             link: free_port()?,
             http: free_port()?,
             admin: free_port()?,
             clock: clock.cloned(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             child: None,
         };
         hub.up()?;
         Ok(hub)
+    }
+
+    /// From the next `up` on it is a hub in another directory, at the same ports.
+    pub fn relocate(&mut self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir)?;
+        self.dir = dir.to_owned();
+        Ok(())
+    }
+
+    /// Waits until it ends by itself; the exit status.
+    pub fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let mut child = self.child.take().context("the hub is not running")?;
+        let ended = wait_for("the hub to end", limit, || child.try_wait().ok().flatten());
+        if ended.is_err() {
+            self.child = Some(child);
+        }
+        ended.with_context(|| self.log())
     }
 
     /// Starts the program again after `kill` or `stop`, and waits until it is ready.
@@ -113,13 +145,13 @@ impl Hub {
         let mut command = Command::new(program("hub"));
         command
             .arg("serve")
-            .arg("--config")
-            .arg(self.dir.join("hub.toml"))
+            .args(["--config", &self.config.display().to_string()])
             .arg("--data-dir")
             .arg(&self.dir)
             .args(["--link", &format!("127.0.0.1:{}", self.link)])
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
             .args(["--admin", &format!("127.0.0.1:{}", self.admin)])
+            .args(&self.args)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -305,28 +337,33 @@ impl Edge {
 
     /// BLAKE3 of every closed segment of a stream on this disk, by number.
     pub fn segments(&self, stream: &str) -> Result<Vec<(u64, String)>> {
-        let mut found = Vec::new();
-        let root = self.dir.join("segments").join(stream);
-        for folder in fs::read_dir(&root).with_context(|| format!("{}", root.display()))? {
-            let folder = folder?.path();
-            if !folder.is_dir() {
-                continue;
-            }
-            for file in fs::read_dir(&folder)? {
-                let path = file?.path();
-                if path.extension().is_some_and(|e| e == "ts") {
-                    let number = path
-                        .file_stem()
-                        .and_then(|s| s.to_str())
-                        .context("name")?
-                        .parse()?;
-                    found.push((number, blake3::hash(&fs::read(&path)?).to_string()));
-                }
+        segments(&self.dir, stream)
+    }
+}
+
+/// BLAKE3 of every closed segment of a stream below a data directory, by number.
+pub fn segments(data_dir: &Path, stream: &str) -> Result<Vec<(u64, String)>> {
+    let mut found = Vec::new();
+    let root = data_dir.join("segments").join(stream);
+    for folder in fs::read_dir(&root).with_context(|| format!("{}", root.display()))? {
+        let folder = folder?.path();
+        if !folder.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(&folder)? {
+            let path = file?.path();
+            if path.extension().is_some_and(|e| e == "ts") {
+                let number = path
+                    .file_stem()
+                    .and_then(|s| s.to_str())
+                    .context("name")?
+                    .parse()?;
+                found.push((number, blake3::hash(&fs::read(&path)?).to_string()));
             }
         }
-        found.sort();
-        Ok(found)
     }
+    found.sort();
+    Ok(found)
 }
 
 /// A running `edge-node push` (or another subcommand).

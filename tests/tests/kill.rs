@@ -219,7 +219,7 @@ fn kills_during_retention_leave_what_is_listed() -> Result<()> {
     let mut rng = seeded(2);
     let dir = tempfile::tempdir()?;
     let config = "[retention]\nmax_bytes = \"3MB\"\n";
-    let mut hub = Hub::start_with(&dir.path().join("hub"), config)?;
+    let mut hub = Hub::start_configured(&dir.path().join("hub"), config)?;
     let edge = Edge::enrol(&dir.path().join("edge"), &hub, "pole-7")?;
     let clip = fixture("live.ts");
     let watcher = Watcher::start(&hub.url(""), STREAMS[0]);

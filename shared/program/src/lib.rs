@@ -8,4 +8,5 @@ pub mod durable;
 pub mod exit;
 pub mod logging;
 pub mod output;
+pub mod scrub;
 pub mod shutdown;

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use crate::{
     Store,
     catalog::{Fault, streams},
-    error::{Result, StoreError},
+    error::{AtPath, Result},
     files,
 };
 
@@ -179,6 +179,22 @@ impl Store {
 
     /// Removes a stream with all its segments. false: no such stream.
     pub fn remove_stream(&self, stream: &StreamName) -> Result<bool> {
+        let layout = &self.inner().layout;
+        let (folder, removal) = (layout.stream(stream), layout.removal(stream));
+        let exists = self
+            .inner()
+            .catalog
+            .read(|c| Ok(streams::find(c, stream)?))?;
+        if exists.is_some() {
+            // Out of its name before its row goes: a kill in between must not bring it back.
+            remove_folder(&removal)?;
+            match std::fs::rename(&folder, &removal) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).at(&folder);
+                }
+                _ => files::sync_folder(&self.inner().data_dir)?,
+            }
+        }
         let known = self.inner().catalog.write(|c| {
             let row = streams::find(c, stream)?;
             if let Some(row) = &row {
@@ -187,16 +203,9 @@ impl Store {
             Ok(row.is_some())
         })?;
         if known {
-            let folder = self.inner().layout.stream(stream);
-            match std::fs::remove_dir_all(&folder) {
-                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(StoreError::Io {
-                        path: folder,
-                        source,
-                    });
-                }
-                _ => files::sync_folder(&self.inner().data_dir)?,
-            }
+            remove_folder(&removal)?;
+            // What a daemon wrote meanwhile.
+            remove_folder(&folder)?;
             self.forget_playlist(stream);
             self.tick();
         }
@@ -227,6 +236,13 @@ impl Store {
             .write(|c| Ok(c.prepare_cached(sql)?.execute(values)?))?;
         self.tick();
         Ok(changed > 0)
+    }
+}
+
+fn remove_folder(folder: &std::path::Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at(folder),
+        _ => Ok(()),
     }
 }
 

@@ -7,14 +7,16 @@ use std::{
 
 use model::{DeviceName, SegmentNumber, StreamName};
 
+use crate::catalog::damage;
+
 /// A store's failure.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The disk's fault: full, read-only, gone, slow to die.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    /// The catalog's disk, or a damaged catalog.
-    #[error("catalog {path}: {source}")]
+    /// The catalog's disk, or a damaged catalog (then [`StoreError::is_damage`]).
+    #[error("catalog {path}: {source}{}", damage_hint(source))]
     Catalog {
         path: PathBuf,
         source: rusqlite::Error,
@@ -59,6 +61,21 @@ pub enum StoreError {
         number: SegmentNumber,
         what: String,
     },
+}
+
+impl StoreError {
+    /// The catalog's file is no sound database any more.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Catalog { source, .. } if damage::is_damage(source))
+    }
+}
+
+fn damage_hint(source: &rusqlite::Error) -> &'static str {
+    if damage::is_damage(source) {
+        " (start the daemon again: it sets the damaged file aside and rebuilds it from the segments)"
+    } else {
+        ""
+    }
 }
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;

@@ -15,6 +15,9 @@ use crate::error::{AtPath, Result};
 /// Segments in one folder: 2.3 hours of two-second segments, quick to list on any file system.
 pub(crate) const SEGMENTS_PER_FOLDER: u64 = 4_096;
 
+/// Begins the folder name of a stream that is being removed.
+const REMOVED: &str = ".removed-";
+
 /// Bytes read at a time when a file is hashed.
 const HASH_CHUNK_BYTES: usize = 1 << 20;
 
@@ -28,6 +31,52 @@ impl Layout {
     pub(crate) fn new(data_dir: &Path) -> Self {
         Self {
             root: data_dir.join("segments"),
+        }
+    }
+
+    /// Names of all streams that have a folder, ascending.
+    pub(crate) fn streams(&self) -> Result<Vec<StreamName>> {
+        let mut names: Vec<StreamName> = self
+            .entries()?
+            .iter()
+            .filter(|path| path.is_dir())
+            .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Whether any segment or partial lies in a stream's folders.
+    pub(crate) fn has_segments(&self, stream: &StreamName) -> Result<bool> {
+        for folder in self.newest_folders(stream, usize::MAX)? {
+            if !self.list_folder(&folder)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Where a removed stream's folder goes before it is deleted: no stream's name, so that a kill in between
+    /// brings nothing back.
+    pub(crate) fn removal(&self, stream: &StreamName) -> PathBuf {
+        self.root.join(format!("{REMOVED}{stream}"))
+    }
+
+    /// Folders of removed streams that are left.
+    pub(crate) fn removed(&self) -> Result<Vec<PathBuf>> {
+        let mut all = self.entries()?;
+        all.retain(|path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with(REMOVED))
+        });
+        Ok(all)
+    }
+
+    fn entries(&self) -> Result<Vec<PathBuf>> {
+        match fs::read_dir(&self.root) {
+            Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error).at(&self.root),
         }
     }
 
@@ -166,6 +215,17 @@ pub(crate) fn hash_file(path: &Path) -> Result<(blake3::Hasher, u64)> {
             Err(error) => return Err(error).at(path),
         }
     }
+}
+
+/// The same from the disk itself, not from memory, and without pushing anything else out of memory.
+pub(crate) fn hash_file_uncached(path: &Path) -> Result<(blake3::Hasher, u64)> {
+    let file = File::open(path).at(path)?;
+    // An advice: where it isn't taken, the bytes are hashed all the same.
+    let forget = || rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    let _ = forget();
+    let hashed = hash_file(path);
+    let _ = forget();
+    hashed
 }
 
 /// The hash so far.

@@ -1,7 +1,13 @@
 //! Carries out retention: plans from the ledger, deletes in the order that invariant 1 asks.
 //!
 //! Rows go first, durably, then files: a crash between leaves files that no list names, and the next start
-//! sweeps them.
+//! sweeps them. Age counts from arrival where that is later than what the segment's own wall time says: an
+//! edge's clock may be unset. Our own clock may jump too: then age deletes nothing for a while.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use model::{HoleReason, SegmentNumber, StreamName, WallTime};
 
@@ -12,8 +18,10 @@ use crate::{
         streams::{self, StreamRow},
     },
     error::Result,
-    files,
+    files::{self, FileKind},
+    journal,
     live::lowest_needed,
+    orphans::Aside,
     retention::{self, Candidate, Deletion, Fill},
 };
 
@@ -30,17 +38,35 @@ const HOLD_BACK_SHARE: u64 = 10;
 /// evicted to make room for what it cuts.
 const HOLD_BACK_BYTES: u64 = 256 << 20;
 
+/// A wall clock that is this much ahead of the monotonic one has jumped.
+const CLOCK_JUMP_MS: i64 = 24 * 3_600_000;
+
+/// After a jump, age deletes nothing for this long: time for the clock to be set right, or for somebody to
+/// read the warning. Limits of space hold all the same.
+const CLOCK_HOLD: Duration = Duration::from_secs(24 * 3_600);
+
+/// A hub waits this long for the edge to bring a damaged segment again.
+const LOST_WAIT: Duration = Duration::from_secs(30 * 24 * 3_600);
+
 impl Store {
     /// Plans and carries out retention once. The daemon calls it every few seconds and when a write finds
     /// the disk full.
     pub fn run_janitor(&self, now: WallTime) -> Result<JanitorReport> {
         let mut report = JanitorReport::default();
+        let mut limits = self.inner().options.limits;
+        if self.is_age_held(Instant::now(), now)? {
+            limits.max_age = None;
+        }
+        self.sweep_orphans(false)?;
+        let scarce = |fill: Fill| limits.reserve_bytes > fill.free;
+        if scarce(self.fill()?) {
+            self.sweep_orphans(true)?;
+        }
         for _ in 0..MAX_ROUNDS {
             let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
-            self.drop_expired_lists(&all, now)?;
+            self.drop_expired_lists(&all, limits.max_age, now)?;
             let candidates = self.candidates(&all, now)?;
-            let plan =
-                retention::plan(&candidates, &self.inner().options.limits, self.fill()?, now);
+            let plan = retention::plan(&candidates, &limits, self.fill()?, now);
             if plan.is_empty() {
                 break;
             }
@@ -57,6 +83,7 @@ impl Store {
         if report.deleted > 0 {
             self.tick();
         }
+        self.give_up_lost(now)?;
         if self.inner().options.local_playlists {
             for stream in self.stream_names()? {
                 self.end_past_hour(&stream, now)?;
@@ -101,25 +128,83 @@ impl Store {
         Ok(Fill { used, free })
     }
 
-    /// An ended list whose newest segment has expired has nothing to show any more.
-    fn drop_expired_lists(&self, all: &[StreamRow], now: WallTime) -> Result<()> {
-        let Some(age) = self.inner().options.limits.max_age else {
+    /// Whether age may delete nothing now: the wall clock has jumped, and may jump back. `monotonic` and `now`
+    /// are one moment by two clocks.
+    pub(crate) fn is_age_held(&self, monotonic: Instant, now: WallTime) -> Result<bool> {
+        if self.inner().options.limits.max_age.is_none() {
+            return Ok(false);
+        }
+        let looked = self.with_upkeep(|upkeep| upkeep.janitor_looked.replace((monotonic, now)));
+        let expected = match looked {
+            Some((then, wall)) => {
+                let passed = monotonic.saturating_duration_since(then).as_millis();
+                Some(
+                    wall.0
+                        .saturating_add(i64::try_from(passed).unwrap_or(i64::MAX)),
+                )
+            }
+            // The first look: what the lists were last changed at is as near as one can tell.
+            None => self
+                .inner()
+                .catalog
+                .read(|c| Ok(live::last_change(c)?))?
+                .map(|changed| changed.0),
+        };
+        let ahead = expected.map_or(0, |expected| now.0.saturating_sub(expected));
+        let held = self.with_upkeep(|upkeep| {
+            if ahead > CLOCK_JUMP_MS {
+                upkeep.age_held = Some(monotonic + CLOCK_HOLD);
+            } else if ahead < -CLOCK_JUMP_MS {
+                upkeep.age_held = None;
+            }
+            upkeep.age_held.is_some_and(|until| monotonic < until)
+        });
+        if ahead > CLOCK_JUMP_MS {
+            tracing::warn!(
+                hours_ahead = ahead / 3_600_000,
+                hold_hours = CLOCK_HOLD.as_secs() / 3_600,
+                "the clock is far ahead of what was expected: nothing is deleted for its age until the hold is over"
+            );
+        }
+        Ok(held)
+    }
+
+    /// An ended list whose newest segment has expired has nothing to show any more. Its segments keep the
+    /// grace that readers of it have.
+    fn drop_expired_lists(
+        &self,
+        all: &[StreamRow],
+        max_age: Option<Duration>,
+        now: WallTime,
+    ) -> Result<()> {
+        let Some(age) = max_age else {
             return Ok(());
         };
         let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
         for row in all.iter().filter(|row| row.told_to_end) {
-            let list = self
-                .inner()
-                .catalog
-                .read(|c| Ok(live::load(c, row.id, self.inner().window())?))?;
-            let newest = list
-                .as_ref()
-                .and_then(|list| list.list.entries().last())
-                .map(|entry| entry.wall_start.plus(entry.duration));
-            if newest.is_some_and(|end| now.0.saturating_sub(end.0) > age) {
+            let window = self.inner().window();
+            let (list, arrived) = self.inner().catalog.read(|c| {
+                let list = live::load(c, row.id, window)?;
+                let last = list
+                    .as_ref()
+                    .and_then(|list| list.list.header().last_number);
+                let arrived = last
+                    .map(|last| segments::arrived(c, row.id, last))
+                    .transpose()?;
+                Ok((list, arrived.flatten()))
+            })?;
+            let Some(list) = list else { continue };
+            let Some(newest) = list.list.entries().last() else {
+                continue;
+            };
+            let end = newest.wall_start.plus(newest.duration);
+            let counts_from = retention::counts_from(end, arrived.unwrap_or(WallTime(0)));
+            if now.0.saturating_sub(counts_from.0) > age {
+                let listed = list.list.entries();
+                let listed = listed.fold(newest.duration, |sum, entry| sum + entry.duration);
                 self.inner()
                     .catalog
-                    .write(|c| Ok(live::clear_entries(c, row.id)?))?;
+                    .write(|c| Ok(live::clear_entries(c, row.id, now.plus(listed))?))?;
                 self.forget_playlist(&row.name);
             }
         }
@@ -138,20 +223,26 @@ impl Store {
                     .unwrap_or(SegmentNumber(i64::MAX as u64));
                 for stored in [true, false] {
                     let rows = segments::oldest(c, row.id, below, stored, ROUND)?;
-                    candidates.extend(rows.into_iter().map(|row| Candidate {
+                    candidates.extend(rows.into_iter().map(|(row, arrived)| Candidate {
                         stream,
                         number: row.info.number,
-                        wall_end: row.info.wall_start.plus(row.info.duration),
+                        counts_from: retention::counts_from(
+                            row.info.wall_start.plus(row.info.duration),
+                            arrived,
+                        ),
                         bytes: row.info.bytes,
                         stored,
                         given_up: None,
                     }));
                 }
                 let rows = segments::oldest_given_up(c, row.id, below, ROUND)?;
-                candidates.extend(rows.into_iter().map(|(row, reason)| Candidate {
+                candidates.extend(rows.into_iter().map(|(row, arrived, reason)| Candidate {
                     stream,
                     number: row.info.number,
-                    wall_end: row.info.wall_start.plus(row.info.duration),
+                    counts_from: retention::counts_from(
+                        row.info.wall_start.plus(row.info.duration),
+                        arrived,
+                    ),
                     bytes: row.info.bytes,
                     stored: false,
                     given_up: Some(reason),
@@ -208,16 +299,49 @@ impl Store {
                 .file_name()
                 .and_then(|name| name.to_str()?.parse().ok());
             if index.is_some_and(|index| index < keep) {
-                for (number, _) in self.inner().layout.list_folder(&folder)? {
-                    files::remove(&self.inner().layout.segment(stream, number))?;
-                    files::remove(&self.inner().layout.partial(stream, number))?;
-                }
-                // Something else in it keeps it; nobody misses an empty folder.
-                let _ = std::fs::remove_dir(&folder);
+                self.sweep_folder(stream, id, &folder)?;
             }
         }
         if self.inner().options.local_playlists {
             self.sweep_hour_lists(stream, first.info.wall_start)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the files of a folder away that has no rows: those with a tombstone are deleted, others set aside.
+    fn sweep_folder(&self, stream: &StreamName, id: i64, folder: &Path) -> Result<()> {
+        let layout = &self.inner().layout;
+        for (number, kind) in layout.list_folder(folder)? {
+            let (path, why) = match kind {
+                FileKind::Segment => (layout.segment(stream, number), Aside::Unknown),
+                FileKind::Partial => (layout.partial(stream, number), Aside::Partial),
+            };
+            let buried = self
+                .inner()
+                .catalog
+                .read(|c| Ok(segments::is_buried(c, id, number)?))?;
+            if buried {
+                files::remove(&path)?;
+            } else if let Some(to) = self.set_aside(stream, number, &path, why)? {
+                tracing::warn!(%stream, number = number.0, to = %to.display(), "set a file aside that the catalog does not know");
+            }
+        }
+        journal::remove_with_folder(folder)
+    }
+
+    /// Hub: segments that were found damaged and that no edge has brought or disclaimed for a long time.
+    fn give_up_lost(&self, now: WallTime) -> Result<()> {
+        let wait = i64::try_from(LOST_WAIT.as_millis()).unwrap_or(i64::MAX);
+        let before = WallTime(now.0.saturating_sub(wait));
+        for row in self.inner().catalog.read(|c| Ok(streams::all(c)?))? {
+            let lost = self
+                .inner()
+                .catalog
+                .read(|c| Ok(segments::lost_before(c, row.id, before)?))?;
+            for number in lost {
+                tracing::error!(stream = %row.name, number = number.0, "a damaged segment was not brought again: it is a hole now");
+                self.settle(&row.name, number..=number, HoleReason::Corrupt)?;
+            }
         }
         Ok(())
     }

@@ -6,20 +6,27 @@
 //! Keeps invariants 1, 2 and 4: durable first, visible second, forgotten last; numbers are burnt before use;
 //! live lists are committed before they are served.
 
+mod adopt;
+mod backup;
 mod catalog;
 pub mod devices;
 mod error;
 mod files;
 mod janitor;
+mod journal;
 mod live;
 mod local_playlists;
 mod lock;
+mod orphans;
+mod probe;
+mod rebuild;
 mod recording;
 mod recover;
 mod renumber;
 mod replication;
 mod restamp;
 mod retention;
+mod scrub;
 mod steady;
 mod store;
 mod taken;
@@ -27,19 +34,21 @@ mod taken;
 mod tests;
 mod writer;
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use model::{
     DeviceName, HoleReason, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamName, WallTime,
 };
 
+pub use backup::{BACKUP_NOTE, BackupReport};
 pub use error::StoreError;
 pub use files::make_data_dir;
 pub use recording::MAX_RECORDING_SEGMENTS;
 pub use replication::MAX_ANNOUNCED_ROWS;
 pub use restamp::RESTAMP_TOLERANCE_MS;
 pub use retention::RetentionLimits;
+pub use scrub::{ScrubTotals, Scrubbed};
 pub use store::Store;
 pub use taken::{FileId, MAX_TAKEN, OnHub, Progress, Taken, TakenState};
 pub use writer::SegmentWriter;
@@ -74,15 +83,27 @@ impl Default for StoreOptions {
 }
 
 /// What start-up found and repaired, for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RecoveryReport {
+    /// Where a damaged catalog is now; a new one was built in its place.
+    pub catalog_set_aside: Option<PathBuf>,
+    /// Devices, streams and ranges of deleted numbers that the damaged catalog still told.
+    pub salvaged_devices: u64,
+    pub salvaged_streams: u64,
+    pub salvaged_tombstones: u64,
+    /// Streams that lay on the disk and were in no row.
+    pub streams_found: u64,
+    /// Segments that no row knew and that have one now.
+    pub adopted: u64,
     /// Open segments that were closed at what they held (edge).
     pub open_closed: u64,
     /// Partials that wait to be resumed (hub).
     pub partials_kept: u64,
-    /// Files that no row knew.
+    /// Files that no row knew and that could not be adopted; they are in `orphans/` now.
+    pub set_aside: u64,
+    /// Files that were deleted on purpose and had outlived their row.
     pub orphans_removed: u64,
-    /// Rows whose file was gone; they are holes now.
+    /// Rows whose file was gone; on a hub they are asked for again, on an edge they are holes now.
     pub missing_files: u64,
 }
 

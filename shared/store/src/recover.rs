@@ -1,19 +1,22 @@
 //! What start-up repairs: open rows and the newest folders only, so that it takes a bounded time.
 //!
 //! On an edge an open segment is closed at what its file holds; on a hub its partial waits to be resumed.
-//! Files that no row knows are removed, rows whose file is gone become holes (*corrupt*).
+//! What becomes of files that no row knows is in [`crate::adopt`]; a row whose file is gone is asked for again
+//! on a hub, and is a hole (*corrupt*) on an edge. A catalog that was damaged or lost is rebuilt on the way
+//! ([`crate::rebuild`]): then every segment is read.
 
 use std::{
-    collections::HashSet,
     fs::{self, File},
     io,
+    path::PathBuf,
 };
 
-use media::{access_unit::SourceEvent, live_list, ts::demux::Demuxer};
-use model::{HoleReason, MediaDuration, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
+use media::live_list;
+use model::{SegmentHash, SegmentInfo, SegmentNumber, StreamName};
 
 use crate::{
     RecoveryReport, Store,
+    adopt::Progress,
     catalog::{
         live,
         segments::{self, SegmentRow, State},
@@ -21,45 +24,52 @@ use crate::{
         streams::{self, StreamRow},
     },
     error::{AtPath, Result},
-    files::{self, FileKind},
+    files, probe,
     store::ALL,
 };
 
 /// Folders looked through for each stream: the one being written and the one before.
 const NEWEST_FOLDERS: usize = 2;
 
-const TS_PACKET_BYTES: usize = 188;
-
-const SYNC_BYTE: u8 = 0x47;
-
-/// `payload_unit_start_indicator`: a PES packet or a section begins here.
-const UNIT_START: u8 = 0x40;
-
-/// The packet has an adaptation field.
-const ADAPTATION_FIELD: u8 = 0x20;
-
-const STUFFING: u8 = 0xff;
-
 impl Store {
-    pub(crate) fn recover(&self) -> Result<RecoveryReport> {
+    /// `damaged`: where a damaged catalog was set aside; ours is new then, and every segment is read.
+    pub(crate) fn recover(&self, damaged: Option<PathBuf>) -> Result<RecoveryReport> {
         let mut report = RecoveryReport::default();
+        self.finish_removals()?;
+        let salvage = damaged
+            .as_ref()
+            .map(|aside| self.keep_salvage(aside, &mut report))
+            .transpose()?;
         let latest = self
             .steady_now()
             .plus(live_list::max_grace(self.inner().window()));
         self.inner()
             .catalog
             .write(|c| Ok(live::shorten_grace(c, latest)?))?;
+        self.register_found(&mut report)?;
+        let mut progress = Progress::new();
         let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
         for row in &all {
             self.recover_renumbering(row)?;
             self.recover_open(row, &mut report)?;
-            self.recover_folders(row, &mut report)?;
+            self.adopt_files(row, NEWEST_FOLDERS, &mut progress, &mut report)?;
+            self.lose_missing(row, &mut report)?;
+        }
+        if let Some(salvage) = &salvage {
+            self.keep_tombstones(salvage, &mut report)?;
+            self.end_rebuild()?;
+            report.catalog_set_aside = damaged;
+        }
+        for row in &all {
             self.sweep_below_first(&row.name, row.id)?;
             self.change_live(&row.name, |_, _| Ok(()))?;
             if self.inner().options.local_playlists {
                 self.repair_local_live(row)?;
                 self.repair_hour_list(&row.name)?;
             }
+        }
+        if report.set_aside > 0 {
+            tracing::warn!(files = report.set_aside, folder = %self.inner().data_dir.join("orphans").display(), "set files aside that the catalog does not know and that could not be adopted");
         }
         Ok(report)
     }
@@ -133,12 +143,12 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             read => read.at(&partial)?,
         };
-        bytes.truncate(whole_bytes(&bytes));
+        bytes.truncate(probe::whole_bytes(&bytes));
         if self.is_being_taken(stream)? {
             // Its file still has the rest: what is here ends at a part that is surely whole, to go on behind.
-            bytes.truncate(last_part(&bytes));
+            bytes.truncate(probe::last_part(&bytes));
         }
-        let Some(duration) = media_duration(&bytes) else {
+        let Some(duration) = probe::probe(&bytes).map(|found| found.duration) else {
             tracing::warn!(%stream, number = number.0, "an open segment held no whole access unit: it becomes a hole");
             self.abandon(stream, number)?;
             return Ok(false);
@@ -162,45 +172,8 @@ impl Store {
         Ok(true)
     }
 
-    fn recover_folders(&self, stream: &StreamRow, report: &mut RecoveryReport) -> Result<()> {
-        let mut present = HashSet::new();
-        let folders = self
-            .inner()
-            .layout
-            .newest_folders(&stream.name, NEWEST_FOLDERS)?;
-        for folder in &folders {
-            for (number, kind) in self.inner().layout.list_folder(folder)? {
-                let state = self
-                    .inner()
-                    .catalog
-                    .read(|c| Ok(segments::find(c, stream.id, number)?))?
-                    .map(|row| row.state);
-                match (kind, state) {
-                    (FileKind::Segment, Some(State::Here)) => {
-                        present.insert(number);
-                    }
-                    (FileKind::Partial, Some(State::Open)) => {}
-                    (FileKind::Segment, _) => {
-                        files::remove(&self.inner().layout.segment(&stream.name, number))?;
-                        report.orphans_removed += 1;
-                    }
-                    (FileKind::Partial, _) => {
-                        files::remove(&self.inner().layout.partial(&stream.name, number))?;
-                        report.orphans_removed += 1;
-                    }
-                }
-            }
-        }
-        self.bury_missing(stream, &present, report)
-    }
-
     /// Rows of the newest folders whose files are gone.
-    fn bury_missing(
-        &self,
-        stream: &StreamRow,
-        present: &HashSet<SegmentNumber>,
-        report: &mut RecoveryReport,
-    ) -> Result<()> {
+    fn lose_missing(&self, stream: &StreamRow, report: &mut RecoveryReport) -> Result<()> {
         let highest = self
             .inner()
             .catalog
@@ -213,97 +186,11 @@ impl Store {
         let limit = NEWEST_FOLDERS * files::SEGMENTS_PER_FOLDER as usize;
         for info in self.list(&stream.name, SegmentNumber(from), limit)? {
             let path = self.inner().layout.segment(&stream.name, info.number);
-            if !present.contains(&info.number) && !path.exists() {
-                tracing::error!(stream = %stream.name, number = info.number.0, path = %path.display(), "a segment's file is gone: it becomes a hole");
-                self.inner().catalog.write(|c| {
-                    Ok(segments::bury(
-                        c,
-                        stream.id,
-                        &(info.number..=info.number),
-                        HoleReason::Corrupt,
-                    )?)
-                })?;
+            if !path.exists() {
+                self.lose(&stream.name, &info, "its file is gone", &path)?;
                 report.missing_files += 1;
             }
         }
         Ok(())
     }
-}
-
-/// How much of a file is whole: all of it, or, where it is torn, what lies before the access unit (or table)
-/// that the tear is in. A tear is a length that is no whole number of packets, or (after a loss of power) a
-/// packet without its sync byte.
-fn whole_bytes(bytes: &[u8]) -> usize {
-    let (packets, rest) = bytes.as_chunks::<TS_PACKET_BYTES>();
-    let good = packets
-        .iter()
-        .take_while(|packet| packet.first() == Some(&SYNC_BYTE))
-        .count();
-    let tail = packets.get(good).map_or(rest, |packet| packet.as_slice());
-    let begins = match tail {
-        [] => true,
-        // A torn packet that itself begins something has torn nothing before it.
-        [SYNC_BYTE, flags, ..] => flags & UNIT_START != 0,
-        _ => false,
-    };
-    let ended = packets.get(..good).and_then(|packets| packets.last());
-    let whole = if begins || ended.is_some_and(is_stuffed) {
-        good
-    } else {
-        packets
-            .iter()
-            .take(good)
-            .rposition(|packet| matches!(packet, [_, flags, ..] if flags & UNIT_START != 0))
-            .unwrap_or(0)
-    };
-    whole * TS_PACKET_BYTES
-}
-
-/// Whether a packet is filled up with stuffing, as only the last one of an access unit is.
-fn is_stuffed(packet: &[u8; TS_PACKET_BYTES]) -> bool {
-    let [_, _, _, flags, length, rest @ ..] = packet;
-    flags & ADAPTATION_FIELD != 0
-        && match usize::from(*length).checked_sub(1) {
-            None => true,
-            Some(last) => rest.get(last) == Some(&STUFFING),
-        }
-}
-
-/// Where the last part begins: each begins with a program association table.
-fn last_part(bytes: &[u8]) -> usize {
-    let (packets, _) = bytes.as_chunks::<TS_PACKET_BYTES>();
-    let begins = |packet: &[u8; TS_PACKET_BYTES]| matches!(packet, [SYNC_BYTE, flags, 0, ..] if flags & UNIT_START != 0 && flags & 0x1f == 0);
-    packets.iter().rposition(begins).unwrap_or(0) * TS_PACKET_BYTES
-}
-
-/// The duration of a segment's first track: from its first to its last access unit and one more like it.
-fn media_duration(bytes: &[u8]) -> Option<MediaDuration> {
-    let mut events = Vec::new();
-    let mut demuxer = Demuxer::new();
-    demuxer.push(bytes, &mut events);
-    demuxer.finish(&mut events);
-    let video = events.iter().find_map(|event| match event {
-        SourceEvent::Tracks(tracks) => tracks.iter().find(|t| t.is_video()).map(|t| t.id),
-        _ => None,
-    });
-    let mut times: Vec<i64> = events
-        .iter()
-        .filter_map(|event| match event {
-            SourceEvent::AccessUnit(unit) if video.is_none_or(|id| id == unit.track) => {
-                Some(unit.pts.0)
-            }
-            _ => None,
-        })
-        .collect();
-    times.sort_unstable();
-    times.dedup();
-    let (first, last) = (times.first()?, times.last()?);
-    let count = i64::try_from(times.len()).ok()?;
-    // One access unit alone is taken for a fortieth of a second.
-    let one = if count > 1 {
-        (last - first) / (count - 1)
-    } else {
-        2_250
-    };
-    Some(MediaDuration(last - first + one.max(1)))
 }

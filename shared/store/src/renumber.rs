@@ -140,8 +140,9 @@ impl Store {
         for (index, segment) in rows.iter().enumerate() {
             let layout = &self.inner().layout;
             files::remove(&layout.segment(stream, segment.info.number))?;
-            if self.segment(stream, new(index))?.is_none() {
-                files::remove(&layout.segment(stream, new(index)))?;
+            match self.segment(stream, new(index))? {
+                Some(info) => self.write_journal(stream, &info),
+                None => files::remove(&layout.segment(stream, new(index)))?,
             }
         }
         self.publish_again(stream)?;
@@ -161,14 +162,23 @@ impl Store {
             .map(|plan| plan.first..=before(plan.base)))
     }
 
-    /// After a start: old names of what a killed program had moved go.
+    /// After a start: old names of what a killed program had moved go, and new names of what it had not: those
+    /// were links, and would be taken for footage that the catalog does not know.
     pub(crate) fn recover_renumbering(&self, row: &StreamRow) -> Result<()> {
-        let moved = self.inner().catalog.read(|c| {
+        let found = self.inner().catalog.read(|c| {
             Ok(match renumber::plan(c, row.id)? {
-                Some(plan) => renumber::moved_within(c, row.id, &plan)?,
-                None => Vec::new(),
+                Some(plan) => Some((plan, renumber::moved_within(c, row.id, &plan)?)),
+                None => None,
             })
         })?;
+        let Some((plan, moved)) = found else {
+            return Ok(());
+        };
+        for number in (plan.next.0..).take(BATCH).map(SegmentNumber) {
+            if self.row(&row.name, number)?.is_none() {
+                files::remove(&self.inner().layout.segment(&row.name, number))?;
+            }
+        }
         for number in moved
             .into_iter()
             .flat_map(|range| range.start().0..=range.end().0)

@@ -124,6 +124,11 @@ impl Store {
                 missing.remove_range(here);
             }
             let partials = segments::list_open(c, row.id, &range)?;
+            // What was here, was found damaged and can't be had again, is lost to that, whatever the edge says.
+            for number in segments::lost_in(c, row.id, &range)? {
+                segments::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
+                missing.remove_range(number..=number);
+            }
             for range in missing.iter() {
                 segments::bury(c, row.id, &range, reason)?;
                 streams::raise_floor(c, row.id, *range.end())?;
@@ -236,17 +241,26 @@ impl Store {
         Ok(rows.into_iter().map(|row| row.info).collect())
     }
 
+    /// Edge: number ranges that can't be shipped (any more), with their reasons: also what expired here after
+    /// it was stored, since the hub may have lost it.
+    pub fn gone(
+        &self,
+        stream: &StreamName,
+    ) -> Result<Vec<(RangeInclusive<SegmentNumber>, HoleReason)>> {
+        self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            Ok(segments::tombstones(c, row.id)?)
+        })
+    }
+
     /// Edge: number ranges that will never be shipped, with their reasons.
     pub fn holes(
         &self,
         stream: &StreamName,
     ) -> Result<Vec<(RangeInclusive<SegmentNumber>, HoleReason)>> {
-        let all = self.inner().catalog.read(|c| {
-            let row = streams::get(c, stream)?;
-            Ok(segments::tombstones(c, row.id)?)
-        })?;
         // What expired here was stored on the hub before.
-        Ok(all
+        Ok(self
+            .gone(stream)?
             .into_iter()
             .filter(|(_, reason)| *reason != HoleReason::Expired)
             .collect())

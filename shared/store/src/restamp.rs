@@ -151,7 +151,7 @@ impl Store {
                 set_walls(c, stream.id, &rows, true)?;
                 Ok((page, rows))
             })?;
-            self.show_open(&stream.name, &rows);
+            self.show(&stream.name, &rows);
             changed += rows.len() as u64;
             for (_, at) in &page {
                 let wall = at.wall(zero);
@@ -201,13 +201,20 @@ impl Store {
             set_walls(c, stream.id, &rows, false)?;
             Ok(rows)
         })?;
-        self.show_open(stream, &rows);
+        self.show(stream, &rows);
         self.tick();
         Ok(rows.len() as u64)
     }
 
-    /// Readers of a segment being written see its new time.
-    fn show_open(&self, stream: &StreamName, rows: &[(SegmentRow, WallTime)]) {
+    /// Readers of a segment being written see its new time; a rebuild will find that of a closed one.
+    fn show(&self, stream: &StreamName, rows: &[(SegmentRow, WallTime)]) {
+        for (row, wall) in rows.iter().filter(|(row, _)| row.state == State::Here) {
+            let info = SegmentInfo {
+                wall_start: *wall,
+                ..row.info
+            };
+            self.write_journal(stream, &info);
+        }
         let open = || rows.iter().filter(|(row, _)| row.state == State::Open);
         if open().next().is_none() {
             return;

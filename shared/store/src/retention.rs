@@ -11,7 +11,8 @@ use model::{HoleReason, SegmentNumber, WallTime};
 /// How much a store keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RetentionLimits {
-    /// Segments older than this go. None: age alone deletes nothing.
+    /// Segments older than this go, counted from their end or, if that is later, from their arrival here.
+    /// None: age alone deletes nothing.
     pub max_age: Option<Duration>,
     /// Bytes of all segments together. None: only `reserve_bytes` limits.
     pub max_bytes: Option<u64>,
@@ -27,7 +28,8 @@ pub(crate) struct Candidate {
     /// The caller's index of the stream.
     pub(crate) stream: usize,
     pub(crate) number: SegmentNumber,
-    pub(crate) wall_end: WallTime,
+    /// From when on it ages.
+    pub(crate) counts_from: WallTime,
     pub(crate) bytes: u64,
     /// The hub has it.
     pub(crate) stored: bool,
@@ -63,6 +65,23 @@ impl Fill {
     }
 }
 
+/// An end this far after its arrival is a clock that is wrong: ends are before arrivals.
+const MAX_AHEAD_MS: i64 = 24 * 3_600_000;
+
+/// An arrival before this (2024-01-01) was stamped by a clock that was not set.
+const PLAUSIBLE: WallTime = WallTime(1_704_067_200_000);
+
+/// From when on a segment ages: its end by the edge's clock or its arrival by ours, whichever is later; an edge
+/// with an unset clock, or footage of long ago, does not expire on arrival, and one from the future expires.
+pub(crate) fn counts_from(wall_end: WallTime, arrived: WallTime) -> WallTime {
+    if arrived >= PLAUSIBLE {
+        let latest = WallTime(arrived.0.saturating_add(MAX_AHEAD_MS));
+        arrived.max(wall_end.min(latest))
+    } else {
+        arrived.max(wall_end)
+    }
+}
+
 /// Plans deletions among `candidates` (in any order).
 pub(crate) fn plan(
     candidates: &[Candidate],
@@ -74,11 +93,11 @@ pub(crate) fn plan(
     let expired = |c: &Candidate| {
         limits.max_age.is_some_and(|age| {
             let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-            now.0.saturating_sub(c.wall_end.0) > age
+            now.0.saturating_sub(c.counts_from.0) > age
         })
     };
     let mut oldest: Vec<&Candidate> = candidates.iter().collect();
-    oldest.sort_by_key(|c| (c.wall_end, c.stream, c.number));
+    oldest.sort_by_key(|c| (c.counts_from, c.stream, c.number));
     let mut excess = fill.excess(limits);
     let mut plan = Vec::new();
     let mut delete = |c: &Candidate, reason, excess: &mut u64| {
@@ -126,7 +145,7 @@ mod tests {
         Candidate {
             stream: 0,
             number: SegmentNumber(number),
-            wall_end: WallTime(NOW.0 - age_s * 1_000),
+            counts_from: WallTime(NOW.0 - age_s * 1_000),
             bytes: 100,
             stored,
             given_up: None,
@@ -142,6 +161,22 @@ mod tests {
             .iter()
             .map(|d| (d.number.0, d.reason))
             .collect()
+    }
+
+    #[test]
+    fn age_counts_from_arrival_where_the_edges_clock_is_wrong() {
+        let arrived = WallTime(1_777_622_400_000);
+        for (end, from) in [
+            (0, arrived.0),
+            (arrived.0 - 86_400_000, arrived.0),
+            (arrived.0 + 5_000, arrived.0 + 5_000),
+            (4_000_000_000_000, arrived.0 + MAX_AHEAD_MS),
+        ] {
+            assert_eq!(counts_from(WallTime(end), arrived), WallTime(from));
+        }
+        // Our own clock was not set when it came, or an older program did not note it.
+        assert_eq!(counts_from(arrived, WallTime(60_000)), arrived);
+        assert_eq!(counts_from(WallTime(5), WallTime(0)), WallTime(5));
     }
 
     #[test]

@@ -33,6 +33,8 @@ use crate::{
     files::{self, Layout},
     live::{self, Advanced, Times},
     lock::Lock,
+    rebuild,
+    scrub::ScrubCounts,
     steady::Steady,
 };
 
@@ -60,7 +62,9 @@ pub(crate) struct Inner {
     streams: Mutex<HashMap<StreamName, Arc<Mutex<Memory>>>>,
     foreign_version: Mutex<i64>,
     steady: Mutex<Steady>,
-    _lock: Option<Lock>,
+    upkeep: Mutex<Upkeep>,
+    pub(crate) scrubbed: ScrubCounts,
+    _lock: Option<Arc<Lock>>,
 }
 
 /// A segment being written.
@@ -77,6 +81,8 @@ pub(crate) struct Memory {
     pub(crate) playlist: Option<Arc<Playlist>>,
     playlist_loaded: bool,
     pub(crate) last_write: Option<Instant>,
+    /// Segment folder and run whose ledger has the run's line.
+    pub(crate) journaled: Option<(u64, SegmentNumber)>,
     /// Held from before a commit that changes the live list until its text is published: what viewers see
     /// follows the commits in their order (invariant 4).
     order: Arc<Mutex<()>>,
@@ -84,6 +90,18 @@ pub(crate) struct Memory {
     pub(crate) hour_lists: Arc<Mutex<Option<SegmentNumber>>>,
     /// Held while segments get other numbers: the uplink and the recorder both carry a renumbering on.
     pub(crate) moving: Arc<Mutex<()>>,
+}
+
+/// What upkeep remembers between its rounds.
+#[derive(Default)]
+pub(crate) struct Upkeep {
+    pub(crate) orphans_swept: Option<Instant>,
+    /// When the janitor last looked, by both clocks.
+    pub(crate) janitor_looked: Option<(Instant, WallTime)>,
+    /// Nothing expires by age before this: the wall clock has jumped.
+    pub(crate) age_held: Option<Instant>,
+    /// Where scrubbing goes on: stream, number.
+    pub(crate) scrub_above: Option<(i64, i64)>,
 }
 
 impl Inner {
@@ -94,9 +112,12 @@ impl Inner {
 
 /// The time by this machine's clock.
 pub(crate) fn wall_now() -> WallTime {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    wall_time(SystemTime::now())
+}
+
+/// A file's time, or any other of this machine's clock.
+pub(crate) fn wall_time(at: SystemTime) -> WallTime {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     WallTime(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
@@ -111,20 +132,37 @@ impl Store {
     /// Opens or creates the store of a data directory as its one daemon, and reconciles what a crash left.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<(Self, RecoveryReport)> {
         files::make_data_dir(dir).at(dir)?;
-        let lock = Lock::take(dir, &options.holder)?;
-        let store = Self::assemble(dir, options, Some(lock))?;
-        let report = store.recover()?;
+        let lock = Arc::new(Lock::take(dir, &options.holder)?);
+        match Self::open_locked(dir, options.clone(), lock.clone()) {
+            // Met only now, and marked: the second time it is read whole, and rebuilt.
+            Err(error) if error.is_damage() => Self::open_locked(dir, options, lock),
+            opened => opened,
+        }
+    }
+
+    fn open_locked(
+        dir: &Path,
+        options: StoreOptions,
+        lock: Arc<Lock>,
+    ) -> Result<(Self, RecoveryReport)> {
+        let (catalog, damaged) = rebuild::open(dir)?;
+        let store = Self::assemble(dir, options, catalog, Some(lock))?;
+        let report = store.recover(damaged)?;
         Ok((store, report))
     }
 
     /// Opens the catalog beside a daemon, for subcommands: no lock, nothing reconciled, no segment written.
     pub fn open_beside(dir: &Path) -> Result<Self> {
         files::make_data_dir(dir).at(dir)?;
-        Self::assemble(dir, StoreOptions::default(), None)
+        Self::assemble(dir, StoreOptions::default(), Catalog::open(dir)?, None)
     }
 
-    fn assemble(dir: &Path, options: StoreOptions, lock: Option<Lock>) -> Result<Self> {
-        let catalog = Catalog::open(dir)?;
+    fn assemble(
+        dir: &Path,
+        options: StoreOptions,
+        catalog: Catalog,
+        lock: Option<Arc<Lock>>,
+    ) -> Result<Self> {
         let version = catalog.foreign_version()?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -136,6 +174,8 @@ impl Store {
                 streams: Mutex::default(),
                 foreign_version: Mutex::new(version),
                 steady: Mutex::new(Steady::new(wall_now(), Instant::now())),
+                upkeep: Mutex::default(),
+                scrubbed: ScrubCounts::default(),
                 _lock: lock,
             }),
         })
@@ -143,6 +183,17 @@ impl Store {
 
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
+    }
+
+    /// What SQLite said when it found the catalog damaged; None while it has not. Whoever runs the program
+    /// ends it then: the next start rebuilds what it must.
+    pub fn catalog_damage(&self) -> watch::Receiver<Option<String>> {
+        self.inner.catalog.damage()
+    }
+
+    pub(crate) fn with_upkeep<T>(&self, work: impl FnOnce(&mut Upkeep) -> T) -> T {
+        let upkeep = self.inner.upkeep.lock();
+        work(&mut upkeep.unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn memory_of(&self, stream: &StreamName) -> Arc<Mutex<Memory>> {

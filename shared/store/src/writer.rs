@@ -253,17 +253,19 @@ impl Store {
         whole: bool,
     ) -> Result<()> {
         let edge = self.inner().options.local_playlists;
+        let now = self.steady_now();
         let wall_start = self.change_live(stream, |c, row| {
             if edge {
                 taken::note_closed(c, stream, info, whole)?;
             }
-            Ok(segments::close(c, row.id, info)?)
+            Ok(segments::close(c, row.id, info, now)?)
         })?;
         let info = &SegmentInfo {
             wall_start,
             ..*info
         };
         tracing::debug!(%stream, number = info.number.0, bytes = info.bytes, duration_ms = info.duration.as_millis(), "segment closed");
+        self.write_journal(stream, info);
         self.write_local_playlists(stream, info);
         if self.inner().options.local_playlists {
             self.renumber_closed(stream);

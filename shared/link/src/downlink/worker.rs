@@ -58,7 +58,7 @@ pub(super) enum Done {
         session: SessionId,
         error: ProtocolError,
     },
-    /// The hub's disk or catalog is at fault; the edge may come back and try again.
+    /// The hub's disk or catalog is at fault, or has lost something; the edge may come back and try again.
     Failed { session: SessionId },
 }
 
@@ -155,11 +155,14 @@ struct Desk {
     /// For each open stream the lowest number that was not used as this session opened it: what the edge says
     /// of what it holds is about those below.
     opened_at: HashMap<StreamName, SegmentNumber>,
+    /// Segments that the store had found damaged when the session began: more since is a reason to compare anew.
+    lost_before: u64,
 }
 
 impl Desk {
     fn new(store: Store, session: SessionId, device: DeviceName) -> Self {
         Self {
+            lost_before: store.scrub_totals().lost,
             store,
             session,
             device,
@@ -179,6 +182,10 @@ impl Desk {
                 self.writers.clear();
                 self.opened_at.clear();
                 (None, true)
+            }
+            Work::CheckOwner if self.store.scrub_totals().lost != self.lost_before => {
+                tracing::info!(device = %self.device, "segments here were found damaged: the session begins anew, to ask for them again");
+                (Some(Done::Failed { session }), false)
             }
             Work::CheckOwner => (self.check_owner(), true),
             Work::Message {

@@ -311,7 +311,7 @@ fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
         )?,
         open,
         page,
-        holes: store.holes(stream)?,
+        holes: store.gone(stream)?,
         ending,
         restamped: store.restamped(stream, MAX_RESTAMPED)?,
         renumbering: None,

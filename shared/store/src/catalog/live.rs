@@ -167,11 +167,39 @@ pub(crate) fn put_header(
     Ok(())
 }
 
-/// Takes all entries of an ended list away: its segments have expired. Its counters stay.
-pub(crate) fn clear_entries(c: &Connection, stream: i64) -> rusqlite::Result<()> {
+/// A list that has listed nothing, its sequence at `next_msn`; it goes on above `looked_to`.
+pub(crate) fn begin(
+    c: &Connection,
+    stream: i64,
+    next_msn: i64,
+    looked_to: Option<SegmentNumber>,
+    now: WallTime,
+) -> rusqlite::Result<()> {
+    let next_msn = number(next_msn).0;
+    let header = LiveHeader {
+        next_msn,
+        first_msn: next_msn,
+        discontinuity_sequence: 0,
+        target_duration_s: None,
+        state: LiveState::Live,
+        last_number: None,
+    };
+    put_header(c, stream, &header, looked_to, now)
+}
+
+/// Takes all entries of an ended list away: its segments have expired. Its counters stay, and so, for the
+/// grace that readers of the old list have, do its segments.
+pub(crate) fn clear_entries(
+    c: &Connection,
+    stream: i64,
+    keep_until: WallTime,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "INSERT OR REPLACE INTO live_retired
+         SELECT stream, number, ?2 FROM live_entry WHERE stream = ?1 AND number IS NOT NULL",
+    )?
+    .execute(params![stream, keep_until.0])?;
     c.prepare_cached("DELETE FROM live_entry WHERE stream = ?1")?
-        .execute([stream])?;
-    c.prepare_cached("DELETE FROM live_retired WHERE stream = ?1")?
         .execute([stream])?;
     Ok(())
 }
@@ -183,4 +211,11 @@ pub(crate) fn shorten_grace(c: &Connection, latest: WallTime) -> rusqlite::Resul
         [latest.0],
     )?;
     Ok(())
+}
+
+/// When any live list last changed, by our own clock.
+pub(crate) fn last_change(c: &Connection) -> rusqlite::Result<Option<WallTime>> {
+    c.query_row("SELECT MAX(changed_ms) FROM live_list", [], |row| {
+        Ok(row.get::<_, Option<i64>>(0)?.map(WallTime))
+    })
 }

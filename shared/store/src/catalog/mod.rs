@@ -2,9 +2,11 @@
 //!
 //! Rows in, rows out: no segment file is touched here, nothing is decided. Writers go one by one through
 //! one connection; readers have others, so that neither a slow fsync nor a long look holds up a viewer. Other processes
-//! (`hub enroll` beside `hub serve`) open the same file.
+//! (`hub enroll` beside `hub serve`) open the same file. A file that SQLite calls damaged is told at once and
+//! marked, for the next start to look at ([`damage`]).
 
 pub(crate) mod boots;
+pub(crate) mod damage;
 pub(crate) mod live;
 pub(crate) mod renumber;
 pub(crate) mod segments;
@@ -19,6 +21,7 @@ use std::{
 };
 
 use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::watch;
 
 use crate::error::{Result, StoreError};
 
@@ -27,6 +30,9 @@ const VERSION: i64 = 2;
 
 /// From version n to n + 1.
 const MIGRATIONS: [&str; VERSION as usize] = [include_str!("v1.sql"), include_str!("v2.sql")];
+
+/// Its name in the data directory.
+pub(crate) const FILE: &str = "catalog.db";
 
 /// A subcommand beside a daemon waits this long for the other's commit.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,6 +48,7 @@ pub(crate) struct Catalog {
     path: PathBuf,
     writer: Mutex<Connection>,
     readers: [Mutex<Connection>; READERS],
+    damage: watch::Sender<Option<String>>,
 }
 
 /// Why a transaction was rolled back.
@@ -65,20 +72,27 @@ impl From<StoreError> for Fault {
 impl Catalog {
     /// Opens or creates `catalog.db` and brings it to this program's version.
     pub(crate) fn open(data_dir: &Path) -> Result<Self> {
-        let path = data_dir.join("catalog.db");
+        let path = data_dir.join(FILE);
         let fault = |source| StoreError::Catalog {
             path: path.clone(),
             source,
         };
         let writer = connect(&path).map_err(fault)?;
         migrate(&writer, &path)?;
+        damage::check_tables(&writer).map_err(fault)?;
         let reader = || connect(&path).map(Mutex::new).map_err(fault);
         let readers = [reader()?, reader()?, reader()?];
         Ok(Self {
             writer: Mutex::new(writer),
             readers,
             path,
+            damage: watch::Sender::new(None),
         })
+    }
+
+    /// What SQLite said when it first found the file damaged; None while it has not.
+    pub(crate) fn damage(&self) -> watch::Receiver<Option<String>> {
+        self.damage.subscribe()
     }
 
     /// Runs `work` in one transaction: durable when this returns `Ok`, undone otherwise.
@@ -123,10 +137,32 @@ impl Catalog {
     fn error(&self, fault: Fault) -> StoreError {
         match fault {
             Fault::Store(error) => error,
-            Fault::Sql(source) => StoreError::Catalog {
-                path: self.path.clone(),
-                source,
-            },
+            Fault::Sql(source) => {
+                self.look_for_damage(&source);
+                StoreError::Catalog {
+                    path: self.path.clone(),
+                    source,
+                }
+            }
+        }
+    }
+
+    /// A damaged catalog is marked, so that the next start checks it whole, and told to whoever can end the
+    /// program: nothing that it answers can be relied on.
+    fn look_for_damage(&self, error: &rusqlite::Error) {
+        if !damage::is_damage(error) {
+            return;
+        }
+        let first = self.damage.send_if_modified(|told| {
+            let first = told.is_none();
+            told.get_or_insert_with(|| error.to_string());
+            first
+        });
+        if first {
+            tracing::error!(path = %self.path.display(), %error, "the catalog is damaged: the next start checks it and, if it must, rebuilds it");
+            if let Err(error) = damage::mark(&self.path) {
+                tracing::error!(%error, "failed to mark the catalog as suspect");
+            }
         }
     }
 }

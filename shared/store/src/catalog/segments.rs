@@ -269,12 +269,17 @@ pub(crate) fn announce(c: &Connection, stream: i64, info: &SegmentInfo) -> rusql
     Ok(())
 }
 
-/// The row is *here*; recorded ranges grow. Gives the wall time that the row has: it may have been corrected
+/// The row is *here*; recorded ranges grow. `arrived`: when, by our own clock; its bytes were hashed then. Gives the wall time that the row has: it may have been corrected
 /// while the segment was being written.
-pub(crate) fn close(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite::Result<WallTime> {
+pub(crate) fn close(
+    c: &Connection,
+    stream: i64,
+    info: &SegmentInfo,
+    arrived: WallTime,
+) -> rusqlite::Result<WallTime> {
     let wall: Option<i64> = c
         .prepare_cached(
-            "UPDATE segment SET state = 1, duration_90k = ?3, bytes = ?4, hash = ?5
+            "UPDATE segment SET state = 1, duration_90k = ?3, bytes = ?4, hash = ?5, arrived_ms = ?6, checked_ms = MAX(?6, 0)
              WHERE stream = ?1 AND number = ?2 RETURNING wall_ms",
         )?
         .query_row(
@@ -283,7 +288,8 @@ pub(crate) fn close(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite
                 sql(info.number),
                 info.duration.0,
                 info.bytes as i64,
-                info.hash.0.as_slice()
+                info.hash.0.as_slice(),
+                arrived.0
             ],
             |row| row.get(0),
         )
@@ -298,6 +304,148 @@ pub(crate) fn close(c: &Connection, stream: i64, info: &SegmentInfo) -> rusqlite
         },
     )?;
     Ok(wall_start)
+}
+
+/// A row *here* for a file that had none.
+pub(crate) fn adopt(
+    c: &Connection,
+    stream: i64,
+    info: &SegmentInfo,
+    arrived: WallTime,
+) -> rusqlite::Result<()> {
+    announce(c, stream, info)?;
+    close(c, stream, info, arrived)?;
+    Ok(())
+}
+
+/// Hub: what was here is not any more (its file is damaged or gone) and is asked for again: the row waits as
+/// announced, marked with the time, until the edge ships it or says that it can't.
+pub(crate) fn lose(
+    c: &Connection,
+    stream: i64,
+    info: &SegmentInfo,
+    now: WallTime,
+) -> rusqlite::Result<()> {
+    spans::shrink(c, stream, info)?;
+    c.prepare_cached(
+        "UPDATE segment SET state = 2, checked_ms = ?3 WHERE stream = ?1 AND number = ?2",
+    )?
+    .execute(params![stream, sql(info.number), -now.0.max(1)])?;
+    Ok(())
+}
+
+/// Numbers of a range that were here, were found damaged, and wait for the edge.
+pub(crate) fn lost_in(
+    c: &Connection,
+    stream: i64,
+    range: &RangeInclusive<SegmentNumber>,
+) -> rusqlite::Result<Vec<SegmentNumber>> {
+    c.prepare_cached(
+        "SELECT number FROM segment INDEXED BY segment_not_here
+         WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state <> 1 AND state = 2 AND checked_ms < 0",
+    )?
+    .query_map(params![stream, sql(*range.start()), sql(*range.end())], |row| {
+        Ok(number(row.get(0)?))
+    })?
+    .collect()
+}
+
+/// The same, where they have waited since before a time.
+pub(crate) fn lost_before(
+    c: &Connection,
+    stream: i64,
+    before: WallTime,
+) -> rusqlite::Result<Vec<SegmentNumber>> {
+    c.prepare_cached(
+        "SELECT number FROM segment INDEXED BY segment_not_here
+         WHERE stream = ?1 AND state <> 1 AND state = 2 AND checked_ms < 0 AND checked_ms > ?2",
+    )?
+    .query_map(params![stream, before.0.saturating_neg()], |row| {
+        Ok(number(row.get(0)?))
+    })?
+    .collect()
+}
+
+/// Every number of a range that has a row.
+pub(crate) fn rows_in(
+    c: &Connection,
+    stream: i64,
+    range: &RangeInclusive<SegmentNumber>,
+) -> rusqlite::Result<Vec<SegmentNumber>> {
+    c.prepare_cached("SELECT number FROM segment WHERE stream = ?1 AND number BETWEEN ?2 AND ?3")?
+        .query_map(
+            params![stream, sql(*range.start()), sql(*range.end())],
+            |row| Ok(number(row.get(0)?)),
+        )?
+        .collect()
+}
+
+/// A tombstone says that this number will never be here.
+pub(crate) fn is_buried(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<bool> {
+    c.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM tombstone WHERE stream = ?1 AND first <= ?2 AND last >= ?2)",
+    )?
+    .query_row(params![stream, sql(n)], |row| row.get(0))
+}
+
+/// When a segment arrived, by our own clock; 0 where an earlier version wrote it.
+pub(crate) fn arrived(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+) -> rusqlite::Result<Option<WallTime>> {
+    c.prepare_cached("SELECT arrived_ms FROM segment WHERE stream = ?1 AND number = ?2")?
+        .query_row(params![stream, sql(n)], |row| Ok(WallTime(row.get(0)?)))
+        .optional()
+}
+
+/// A segment to be read again: its stream, the row, when its file was last hashed.
+pub(crate) struct ToScrub {
+    pub(crate) stream: i64,
+    pub(crate) info: SegmentInfo,
+    pub(crate) checked: WallTime,
+}
+
+/// Segments here above a place (stream, number), in that order.
+pub(crate) fn to_scrub(
+    c: &Connection,
+    above: (i64, i64),
+    limit: usize,
+) -> rusqlite::Result<Vec<ToScrub>> {
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS}, stream, checked_ms FROM segment
+         WHERE (stream, number) > (?1, ?2) AND state = 1 ORDER BY stream, number LIMIT ?3"
+    ))?
+    .query_map(params![above.0, above.1, limit as i64], |row| {
+        Ok(ToScrub {
+            info: from_row(row)?.info,
+            stream: row.get(9)?,
+            checked: WallTime(row.get(10)?),
+        })
+    })?
+    .collect()
+}
+
+/// The place just before the segment that was checked longest ago. Reads every row: once a start.
+pub(crate) fn before_longest_unchecked(c: &Connection) -> rusqlite::Result<Option<(i64, i64)>> {
+    c.query_row(
+        "SELECT stream, number - 1, MIN(checked_ms) FROM segment WHERE state = 1",
+        [],
+        |row| Ok(row.get::<_, Option<i64>>(0)?.zip(row.get(1)?)),
+    )
+}
+
+pub(crate) fn set_checked(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+    now: WallTime,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "UPDATE segment SET checked_ms = ?3 WHERE stream = ?1 AND number = ?2 AND state = 1",
+    )?
+    .execute(params![stream, sql(n), now.0.max(0)])?;
+    Ok(())
 }
 
 /// The bytes failed their hash: the row waits to be filled again. How often that has happened.
@@ -554,21 +702,22 @@ pub(crate) fn count_given_up(
     .collect()
 }
 
-/// The oldest segments here below a number that the hub gave up, each with its reason.
+/// The oldest segments here below a number that the hub gave up, each with when it arrived and why.
 pub(crate) fn oldest_given_up(
     c: &Connection,
     stream: i64,
     below: SegmentNumber,
     limit: usize,
-) -> rusqlite::Result<Vec<(SegmentRow, HoleReason)>> {
+) -> rusqlite::Result<Vec<(SegmentRow, WallTime, HoleReason)>> {
     c.prepare_cached(&format!(
-        "SELECT {COLUMNS}, lost_reason FROM segment INDEXED BY segment_given_up
+        "SELECT {COLUMNS}, lost_reason, arrived_ms FROM segment INDEXED BY segment_given_up
          WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 2 ORDER BY number LIMIT ?3"
     ))?
     .query_map(params![stream, sql(below), limit as i64], |row| {
         let code: Option<u8> = row.get(9)?;
         let reason = code.and_then(HoleReason::from_code);
-        Ok((from_row(row)?, reason.unwrap_or(HoleReason::Refused)))
+        let reason = reason.unwrap_or(HoleReason::Refused);
+        Ok((from_row(row)?, WallTime(row.get(10)?), reason))
     })?
     .collect()
 }
@@ -603,20 +752,27 @@ pub(crate) fn hub_had_run(
     )
 }
 
-/// The oldest segments here below a number: those that the hub has, or those it lacks.
+/// The oldest segments here below a number, each with when it arrived: those that the hub has, or those it
+/// lacks.
 pub(crate) fn oldest(
     c: &Connection,
     stream: i64,
     below: SegmentNumber,
     stored: bool,
     limit: usize,
-) -> rusqlite::Result<Vec<SegmentRow>> {
+) -> rusqlite::Result<Vec<(SegmentRow, WallTime)>> {
     let which = if stored {
         "INDEXED BY segment_shipped WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 1 ORDER BY number LIMIT ?3"
     } else {
         "INDEXED BY segment_unshipped WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3"
     };
-    collect(c, which, params![stream, sql(below), limit as i64])
+    c.prepare_cached(&format!(
+        "SELECT {COLUMNS}, arrived_ms FROM segment {which}"
+    ))?
+    .query_map(params![stream, sql(below), limit as i64], |row| {
+        Ok((from_row(row)?, WallTime(row.get(9)?)))
+    })?
+    .collect()
 }
 
 /// Rows of a range that are being written or wait to be resumed.

@@ -222,12 +222,17 @@ pub(crate) fn set_live_anchor(
 }
 
 fn run_from_row(row: &Row<'_>) -> rusqlite::Result<RunInfo> {
-    let (width, height): (Option<u32>, Option<u32>) = (row.get(2)?, row.get(3)?);
+    run_from(row, 0)
+}
+
+/// A run whose columns begin at one.
+pub(crate) fn run_from(row: &Row<'_>, at: usize) -> rusqlite::Result<RunInfo> {
+    let (width, height): (Option<u32>, Option<u32>) = (row.get(at + 2)?, row.get(at + 3)?);
     Ok(RunInfo {
-        run: segments::number(row.get(0)?),
-        codecs: row.get(1)?,
+        run: segments::number(row.get(at)?),
+        codecs: row.get(at + 1)?,
         resolution: width.zip(height),
-        target_duration_s: row.get(4)?,
+        target_duration_s: row.get(at + 4)?,
     })
 }
 

@@ -11,7 +11,7 @@ use model::{HoleReason, MediaTime};
 use super::*;
 
 /// Real transport stream bytes: `parts` parts of silence.
-fn media(parts: usize) -> Vec<Vec<u8>> {
+pub(crate) fn media(parts: usize) -> Vec<Vec<u8>> {
     let track = Track {
         id: TrackId(0),
         format: TrackFormat::Aac {
@@ -169,7 +169,7 @@ fn a_kill_between_rename_and_commit_loses_nothing() {
 }
 
 #[test]
-fn files_without_rows_go_and_rows_without_files_become_holes() {
+fn files_without_rows_are_set_aside_and_rows_without_files_asked_for_again() {
     let mut site = Site::hub();
     for number in 1..=3 {
         put(site.store(), number, 1);
@@ -180,13 +180,24 @@ fn files_without_rows_go_and_rows_without_files_become_holes() {
     fs::write(folder.join("notes.txt"), b"somebody's").unwrap();
     fs::remove_file(folder.join("2.ts")).unwrap();
     let report = site.restart();
-    assert_eq!((report.orphans_removed, report.missing_files), (2, 1));
+    assert_eq!((report.set_aside, report.missing_files), (2, 1));
     assert!(folder.join("notes.txt").exists() && !folder.join("77.ts").exists());
-    assert_eq!(
-        site.store().holes(&gate()).unwrap(),
-        [(n(2)..=n(2), HoleReason::Corrupt)]
-    );
+    let aside = site.path().join("orphans/gate");
+    assert!(aside.join("77.ts").exists() && aside.join("78.part").exists());
+    // The edge hears that it is lacking, and may have it.
+    assert!(!site.store().settled(&gate()).unwrap().contains(n(2)));
     assert!(site.store().open_file(&gate(), n(2)).unwrap().is_none());
+    put(site.store(), 2, 1);
+    assert!(site.store().settled(&gate()).unwrap().contains(n(2)));
+
+    let mut edge = Site::edge();
+    put(edge.store(), 1, 1);
+    fs::remove_file(edge.path().join("segments/gate/0/1.ts")).unwrap();
+    assert_eq!(edge.restart().missing_files, 1);
+    assert_eq!(
+        edge.store().holes(&gate()).unwrap(),
+        [(n(1)..=n(1), HoleReason::Corrupt)]
+    );
 }
 
 #[test]

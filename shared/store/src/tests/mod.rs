@@ -1,6 +1,7 @@
 //! Tests of the store as a whole, on real directories.
 
 mod crash;
+mod damage;
 mod devices;
 mod lists;
 mod model_based;

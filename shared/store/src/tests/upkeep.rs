@@ -30,7 +30,7 @@ fn what_is_listed_stays_and_what_is_old_goes() {
     for number in 1..=20 {
         put(site.store(), number, 1);
     }
-    let now = WallTime(T0.0 + 3_600_000);
+    let now = WallTime(crate::store::wall_now().0 + 3_600_000);
     let report = site.store().run_janitor(now).unwrap();
     // Six are listed; the grace of those that left is counted from the machine's own clock.
     let kept = here(&site);
@@ -38,7 +38,16 @@ fn what_is_listed_stays_and_what_is_old_goes() {
     assert_eq!(report.deleted as usize, 20 - kept.len());
     // The stream ends, and with it the list's claim on its segments.
     site.store().end_stream(&gate(), Some(n(20))).unwrap();
+    let now = WallTime(crate::store::wall_now().0 + 2 * 3_600_000);
     site.store().run_janitor(now).unwrap();
+    assert!(site.store().live_playlist(&gate()).unwrap().is_none());
+    assert_eq!(
+        here(&site),
+        [15, 16, 17, 18, 19, 20],
+        "whoever read the list may still read its segments"
+    );
+    let graced = WallTime(now.0 + 60_000);
+    site.store().run_janitor(graced).unwrap();
     assert_eq!(here(&site), [0u64; 0]);
     assert!(site.store().live_playlist(&gate()).unwrap().is_none());
     let settled = site.store().settled(&gate()).unwrap();
@@ -131,4 +140,63 @@ fn recorded_ranges_join_and_part() {
     assert_eq!(ranges(&site), [(2, 16)]);
     let summary = site.store().stream(&gate()).unwrap().unwrap();
     assert_eq!((summary.segments, summary.bytes), (7, 7 * 564));
+}
+
+#[test]
+fn old_footage_does_not_expire_on_arrival() {
+    let site = Site::with(limits(RetentionLimits {
+        max_age: Some(Duration::from_secs(3_600)),
+        ..Default::default()
+    }));
+    for number in 1..=20 {
+        let open = OpenSegment {
+            // The edge's clock is not set.
+            wall_start: WallTime(number as i64 * 2_000),
+            ..open(number, 1)
+        };
+        let mut writer = site.store().open_segment(&gate(), open).unwrap();
+        writer.append(&bytes_of(number)).unwrap();
+        writer.finish_part(TWO_SECONDS, true).unwrap();
+        writer.close(TWO_SECONDS, None).unwrap();
+    }
+    site.store().end_stream(&gate(), Some(n(20))).unwrap();
+    let arrived = crate::store::wall_now().0;
+    site.store()
+        .run_janitor(WallTime(arrived + 60_000))
+        .unwrap();
+    assert_eq!(here(&site).len(), 20);
+    assert!(site.store().live_playlist(&gate()).unwrap().is_some());
+    for minutes in [61, 63] {
+        let now = WallTime(arrived + minutes * 60_000);
+        site.store().run_janitor(now).unwrap();
+    }
+    assert_eq!(here(&site), [0u64; 0]);
+}
+
+#[test]
+fn a_clock_that_jumps_deletes_nothing_for_its_age() {
+    let site = Site::with(limits(RetentionLimits {
+        max_age: Some(Duration::from_secs(3_600)),
+        ..Default::default()
+    }));
+    for number in 1..=20 {
+        put(site.store(), number, 1);
+    }
+    site.store().end_stream(&gate(), Some(n(20))).unwrap();
+    let real = crate::store::wall_now().0;
+    let year = 365 * 86_400_000;
+    let look = |wall: i64| {
+        let report = site.store().run_janitor(WallTime(wall)).unwrap();
+        report.deleted
+    };
+    // At the first look there is only the catalog to go by.
+    assert_eq!(look(real + year), 0);
+    assert_eq!(look(real + year + 7_200_000), 0, "held");
+    // Set right, and wrong again while running.
+    assert_eq!(look(real), 0);
+    assert_eq!(look(real + 2 * year), 0);
+    // The hold over, what the clock says counts.
+    let held = std::time::Instant::now() + Duration::from_secs(25 * 3_600);
+    let later = WallTime(real + 2 * year + 25 * 3_600_000);
+    assert!(!site.store().is_age_held(held, later).unwrap());
 }

@@ -54,8 +54,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) phase: Phase,
-    /// Settled at the hub as the session began, and what was told as holes since. A segment to be shipped that
-    /// is among them waits for the hub's answer to its announcement.
+    /// Settled at the hub as the session began, and what was settled or told as holes since. A segment to be
+    /// shipped that is among them waits for the hub's answer to its announcement.
     settled: RangeSet,
     /// Beginnings of segments at the hub; at most [`MAX_PARTIALS`].
     partials: BTreeMap<SegmentNumber, (u64, SegmentHash)>,
@@ -516,6 +516,8 @@ impl Stream {
     pub(super) fn answer(&mut self, number: SegmentNumber) {
         self.answered.insert(number);
         self.stale |= self.comparing;
+        // Should it expire here, the hub need not hear.
+        self.settled.insert(number);
     }
 
     /// A segment must be looked for again: nothing goes before it.
