@@ -8,9 +8,11 @@
 
 mod catalog;
 pub mod devices;
+mod edge_writer;
 mod error;
 mod files;
 mod janitor;
+mod keeper;
 mod live;
 mod local_playlists;
 mod lock;
@@ -21,6 +23,8 @@ mod retention;
 mod store;
 #[cfg(test)]
 mod tests;
+mod tier;
+mod trouble;
 mod writer;
 
 use std::time::Duration;
@@ -28,10 +32,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use model::{DeviceName, MediaTime, PartInfo, SegmentInfo, SegmentNumber, StreamName, WallTime};
 
+pub use edge_writer::EdgeWriter;
 pub use error::StoreError;
 pub use recording::MAX_RECORDING_SEGMENTS;
 pub use retention::RetentionLimits;
 pub use store::Store;
+pub use tier::{DEFAULT_MEMORY_BYTES, InMemory};
+pub use trouble::{DiskTrouble, MemoryCounters, TroubleKind};
 pub use writer::SegmentWriter;
 
 /// How a store behaves.
@@ -45,6 +52,8 @@ pub struct StoreOptions {
     /// How much a live list keeps listed. Default 120 s; at least 3 targets and 6 segments in any case.
     pub live_window: Duration,
     pub limits: RetentionLimits,
+    /// Memory in which segments wait while the disk fails or is slow (edge).
+    pub memory_bytes: u64,
 }
 
 impl Default for StoreOptions {
@@ -54,6 +63,7 @@ impl Default for StoreOptions {
             local_playlists: false,
             live_window: media::live_list::DEFAULT_WINDOW.to_duration(),
             limits: RetentionLimits::default(),
+            memory_bytes: DEFAULT_MEMORY_BYTES,
         }
     }
 }

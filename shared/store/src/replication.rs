@@ -80,20 +80,34 @@ impl Store {
 
     /// Edge: replaces what is known of the hub: numbers in `settled` need no shipping, all others here do.
     pub fn set_settled(&self, stream: &StreamName, settled: &RangeSet) -> Result<()> {
-        self.inner().catalog.write(|c| {
+        self.inner()
+            .tier
+            .settle(|state| state.set_settled(stream, settled));
+        let set = self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             Ok(segments::set_stored(c, row.id, settled)?)
-        })?;
+        });
         self.tick();
-        Ok(())
+        // Lost, it is compared again.
+        self.or_in_memory(stream, set)
     }
 
-    /// Edge: the hub said `Stored` (or settled) for one segment.
+    /// Edge: the hub said `Stored` (or settled) for one segment. Kept in memory until a commit takes it along:
+    /// lost in a crash, comparing with the hub finds it again.
     pub fn mark_stored(&self, stream: &StreamName, number: SegmentNumber) -> Result<()> {
-        self.inner().catalog.write(|c| {
-            let row = streams::get(c, stream)?;
-            Ok(segments::mark_stored(c, row.id, number)?)
-        })?;
+        let held = self.inner().tier.settle(|state| state.mark(stream, number));
+        if !held {
+            // Told twice, it must not count twice.
+            let bytes = self.inner().catalog.read(|c| {
+                let row = streams::get(c, stream)?;
+                Ok(segments::lacking_bytes(c, row.id, number)?)
+            });
+            if let Some(bytes) = self.or_in_memory(stream, bytes)? {
+                self.inner()
+                    .tier
+                    .settle(|state| state.note_mark(stream, number, bytes));
+            }
+        }
         self.tick();
         Ok(())
     }
@@ -105,11 +119,32 @@ impl Store {
         from: SegmentNumber,
         limit: usize,
     ) -> Result<Vec<SegmentInfo>> {
+        // Memory first: what comes to the disk in between is there twice, never left out.
+        let (held, marks) = self
+            .in_tier(stream, |held| {
+                let marks: Vec<_> = held.marks.range(from..).map(|(n, _)| *n).collect();
+                (held.unshipped(from).collect::<Vec<_>>(), marks)
+            })
+            .unwrap_or_default();
         let rows = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::list_unshipped(c, row.id, from, limit)?)
-        })?;
-        Ok(rows.into_iter().map(|row| row.info).collect())
+            Ok(segments::list_unshipped(
+                c,
+                row.id,
+                from,
+                limit.saturating_add(marks.len()),
+            )?)
+        });
+        let rows = self.or_in_memory(stream, rows)?;
+        let mut all: Vec<SegmentInfo> = rows.into_iter().map(|row| row.info).collect();
+        all.retain(|info| marks.binary_search(&info.number).is_err());
+        if !held.is_empty() {
+            all.extend(held);
+            all.sort_by_key(|info| info.number);
+            all.dedup_by_key(|info| info.number);
+        }
+        all.truncate(limit);
+        Ok(all)
     }
 
     /// Edge: number ranges that will never be shipped, with their reasons.
@@ -117,10 +152,13 @@ impl Store {
         &self,
         stream: &StreamName,
     ) -> Result<Vec<(RangeInclusive<SegmentNumber>, HoleReason)>> {
+        let dropped = self.in_tier(stream, |held| held.dropped.clone());
         let all = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
             Ok(segments::tombstones(c, row.id)?)
-        })?;
+        });
+        let mut all = self.or_in_memory(stream, all)?;
+        all.extend(dropped.unwrap_or_default());
         // What expired here was stored on the hub before.
         Ok(all
             .into_iter()

@@ -1,11 +1,13 @@
 //! What to delete and why: a pure plan from records, limits and the time. No disk, no clock.
 //!
-//! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first; and
-//! only where a live source must go on, what it has not.
+//! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first; what it
+//! has settled without bytes; and only where a live source must go on, what it lacks.
 
 use std::time::Duration;
 
 use model::{HoleReason, SegmentNumber, WallTime};
+
+use crate::catalog::segments::AtHub;
 
 /// How much a store keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,8 +30,7 @@ pub(crate) struct Candidate {
     pub(crate) number: SegmentNumber,
     pub(crate) wall_end: WallTime,
     pub(crate) bytes: u64,
-    /// The hub has it.
-    pub(crate) stored: bool,
+    pub(crate) at_hub: AtHub,
 }
 
 /// One segment to delete.
@@ -48,6 +49,8 @@ pub(crate) struct Fill {
     pub(crate) used: u64,
     /// Free on the file system.
     pub(crate) free: u64,
+    /// Bytes that must go whatever the limits say: a write found the disk full.
+    pub(crate) wanted: u64,
 }
 
 impl Fill {
@@ -57,6 +60,7 @@ impl Fill {
             .max_bytes
             .map_or(0, |max| self.used.saturating_sub(max));
         over.max(limits.reserve_bytes.saturating_sub(self.free))
+            .max(self.wanted)
     }
 }
 
@@ -67,7 +71,7 @@ pub(crate) fn plan(
     fill: Fill,
     now: WallTime,
 ) -> Vec<Deletion> {
-    let keeps = |c: &Candidate| limits.keep_unshipped && !c.stored;
+    let keeps = |c: &Candidate| limits.keep_unshipped && c.at_hub == AtHub::Lacking;
     let expired = |c: &Candidate| {
         limits.max_age.is_some_and(|age| {
             let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
@@ -75,7 +79,8 @@ pub(crate) fn plan(
         })
     };
     let mut oldest: Vec<&Candidate> = candidates.iter().collect();
-    oldest.sort_by_key(|c| (c.wall_end, c.stream, c.number));
+    let class = |c: &Candidate| limits.keep_unshipped.then_some(c.at_hub);
+    oldest.sort_by_key(|c| (class(c), c.wall_end, c.stream, c.number));
     let mut excess = fill.excess(limits);
     let mut plan = Vec::new();
     let mut delete = |c: &Candidate, reason, excess: &mut u64| {
@@ -94,7 +99,12 @@ pub(crate) fn plan(
         if excess == 0 {
             break;
         }
-        delete(c, HoleReason::Expired, &mut excess);
+        let reason = match c.at_hub {
+            // Its bytes are nowhere then.
+            AtHub::Settled => HoleReason::Evicted,
+            AtHub::Stored | AtHub::Lacking => HoleReason::Expired,
+        };
+        delete(c, reason, &mut excess);
     }
     for c in oldest.iter().filter(|c| keeps(c)) {
         if excess == 0 {
@@ -113,6 +123,7 @@ mod tests {
     const ROOMY: Fill = Fill {
         used: 1_000,
         free: u64::MAX,
+        wanted: 0,
     };
 
     fn candidate(number: u64, age_s: i64, stored: bool) -> Candidate {
@@ -121,7 +132,11 @@ mod tests {
             number: SegmentNumber(number),
             wall_end: WallTime(NOW.0 - age_s * 1_000),
             bytes: 100,
-            stored,
+            at_hub: if stored {
+                AtHub::Stored
+            } else {
+                AtHub::Lacking
+            },
         }
     }
 
@@ -191,6 +206,35 @@ mod tests {
     }
 
     #[test]
+    fn what_the_hub_settled_without_bytes_goes_between_and_a_full_disk_wants_room() {
+        let limits = RetentionLimits {
+            keep_unshipped: true,
+            ..Default::default()
+        };
+        let full = Fill {
+            wanted: 350,
+            ..ROOMY
+        };
+        let mut all = [
+            candidate(1, 50, false),
+            candidate(2, 40, true),
+            candidate(3, 30, false),
+            candidate(4, 20, true),
+        ];
+        all[2].at_hub = AtHub::Settled;
+        assert_eq!(planned(limits, ROOMY, &all), []);
+        assert_eq!(
+            planned(limits, full, &all),
+            [
+                (2, HoleReason::Expired),
+                (4, HoleReason::Expired),
+                (3, HoleReason::Evicted),
+                (1, HoleReason::Evicted)
+            ]
+        );
+    }
+
+    #[test]
     fn the_file_systems_reserve_counts_as_well() {
         let limits = RetentionLimits {
             reserve_bytes: 500,
@@ -199,6 +243,7 @@ mod tests {
         let fill = Fill {
             used: 1_000,
             free: 350,
+            wanted: 0,
         };
         let all = [
             candidate(1, 3, false),

@@ -413,26 +413,68 @@ fn unstore(
     Ok(())
 }
 
+/// The bytes of a segment that is here and that the hub lacks; None: it is neither.
+pub(crate) fn lacking_bytes(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+) -> rusqlite::Result<Option<u64>> {
+    c.prepare_cached(
+        "SELECT bytes FROM segment WHERE stream = ?1 AND number = ?2 AND state = 1 AND stored = 0",
+    )?
+    .query_row(params![stream, sql(n)], |row| row.get::<_, i64>(0))
+    .optional()
+    .map(|bytes| bytes.map(|bytes| bytes.max(0) as u64))
+}
+
 pub(crate) fn mark_stored(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<()> {
     c.prepare_cached("UPDATE segment SET stored = 1 WHERE stream = ?1 AND number = ?2")?
         .execute(params![stream, sql(n)])?;
     Ok(())
 }
 
-/// The oldest segments here below a number: those that the hub has, or those it lacks.
+/// What the hub says of a segment here, in the order in which an edge lets go (invariant 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum AtHub {
+    /// It has it.
+    Stored,
+    /// It has settled it without its bytes.
+    Settled,
+    /// It lacks it.
+    Lacking,
+}
+
+impl AtHub {
+    pub(crate) const ALL: [Self; 3] = [Self::Stored, Self::Settled, Self::Lacking];
+}
+
+/// The oldest segments here below a number, by what the hub says of them. `live_only`: only of runs whose
+/// source can't wait.
 pub(crate) fn oldest(
     c: &Connection,
     stream: i64,
     below: SegmentNumber,
-    stored: bool,
+    at_hub: AtHub,
+    live_only: bool,
     limit: usize,
 ) -> rusqlite::Result<Vec<SegmentRow>> {
-    let which = if stored {
-        "INDEXED BY segment_shipped WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 1 ORDER BY number LIMIT ?3"
-    } else {
-        "INDEXED BY segment_unshipped WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3"
+    let (index, stored) = match at_hub {
+        AtHub::Stored => ("segment_shipped", 1),
+        AtHub::Settled => ("segment_lost", 2),
+        AtHub::Lacking => ("segment_unshipped", 0),
     };
-    collect(c, which, params![stream, sql(below), limit as i64])
+    let live = if live_only {
+        "AND run NOT IN (SELECT run FROM run WHERE stream = ?1 AND waits = 1)"
+    } else {
+        ""
+    };
+    collect(
+        c,
+        &format!(
+            "INDEXED BY {index} WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = {stored} {live} ORDER BY number LIMIT ?3"
+        ),
+        params![stream, sql(below), limit as i64],
+    )
 }
 
 /// Rows of a range that are being written or wait to be resumed.

@@ -136,7 +136,8 @@ pub(crate) fn mark_ended_on_hub(c: &Connection, id: i64) -> rusqlite::Result<()>
 }
 
 pub(crate) fn put_run(c: &Connection, id: i64, run: &RunInfo) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO run VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+    c.prepare_cached("INSERT OR REPLACE INTO run (stream, run, codecs, width, height, target_duration_s)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
         .execute(params![
             id,
             segments::sql(run.run),
@@ -146,6 +147,28 @@ pub(crate) fn put_run(c: &Connection, id: i64, run: &RunInfo) -> rusqlite::Resul
             run.target_duration_s
         ])?;
     Ok(())
+}
+
+/// A run as an edge records it: one that is known stays as it is. `waits`: its source can wait.
+pub(crate) fn put_run_of(
+    c: &Connection,
+    id: i64,
+    info: &RunInfo,
+    waits: bool,
+) -> rusqlite::Result<()> {
+    if run(c, id, info.run)?.as_ref() == Some(info) {
+        return Ok(());
+    }
+    put_run(c, id, info)?;
+    c.prepare_cached("UPDATE run SET waits = ?3 WHERE stream = ?1 AND run = ?2")?
+        .execute(params![id, segments::sql(info.run), waits])?;
+    Ok(())
+}
+
+/// Whether any run's source could not wait: else nothing of the stream may be evicted.
+pub(crate) fn any_live_run(c: &Connection, id: i64) -> rusqlite::Result<bool> {
+    c.prepare_cached("SELECT EXISTS (SELECT 1 FROM run WHERE stream = ?1 AND waits = 0)")?
+        .query_row([id], |row| row.get(0))
 }
 
 fn run_from_row(row: &Row<'_>) -> rusqlite::Result<RunInfo> {

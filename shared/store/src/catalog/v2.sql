@@ -7,3 +7,11 @@ ALTER TABLE segment ADD COLUMN checked_ms INTEGER NOT NULL DEFAULT 0;  -- when i
 -- Edge, live sources: where it began on the clock that no step moves, so that its wall time can be corrected.
 ALTER TABLE segment ADD COLUMN boot INTEGER;                           -- which boot of this machine; NULL: not ours to correct
 ALTER TABLE segment ADD COLUMN boot_ms INTEGER;                        -- milliseconds since that boot
+
+-- Which store this is, and whether it can be written: a disk that was away and is back is known by it.
+CREATE TABLE store (id BLOB NOT NULL, tried INTEGER NOT NULL DEFAULT 0);
+INSERT INTO store (id) VALUES (randomblob(16));
+
+-- Edge: recorded from a source that can wait (a file): held back, never evicted before the hub has it.
+ALTER TABLE run ADD COLUMN waits INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX segment_lost ON segment (stream, number) WHERE state = 1 AND stored = 2;
