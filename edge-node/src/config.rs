@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration}
 use bytesize::ByteSize;
 use model::StreamName;
 use serde::Deserialize;
+use store::DEFAULT_MEMORY_BYTES;
 
 use crate::ingest::SourceName;
 
@@ -17,6 +18,8 @@ const DEFAULT_HTTP: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8081);
 /// A disk that fills up takes the catalog with it: this much stays free.
 const DEFAULT_RESERVE: ByteSize = ByteSize::gib(1);
+/// Below it not even one segment of a good camera fits.
+const MIN_MEMORY_BYTES: u64 = 1 << 20;
 /// Two seconds: short enough to be live, long enough to be worth a file.
 pub(crate) const DEFAULT_TARGET: Duration = Duration::from_secs(2);
 /// Below it, segments cost more than they carry.
@@ -47,6 +50,7 @@ struct HttpFile {
 struct DiskFile {
     max_bytes: Option<ByteSize>,
     reserve_bytes: Option<ByteSize>,
+    memory_bytes: Option<ByteSize>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,6 +79,8 @@ pub(crate) struct Settings {
     pub(crate) http: SocketAddr,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) reserve_bytes: u64,
+    /// Memory in which live segments wait while the disk fails.
+    pub(crate) memory_bytes: u64,
 }
 
 /// A setting whose value can't be. The operator is at fault.
@@ -104,7 +110,18 @@ impl Settings {
                 .or(file.disk.reserve_bytes)
                 .unwrap_or(DEFAULT_RESERVE)
                 .as_u64(),
+            memory_bytes: file
+                .disk
+                .memory_bytes
+                .map_or(DEFAULT_MEMORY_BYTES, |size| size.as_u64()),
         };
+        if settings.memory_bytes < MIN_MEMORY_BYTES {
+            let rule = "give 1MiB or more: a segment must fit".to_owned();
+            return Err(SettingError {
+                key: "disk.memory_bytes",
+                rule,
+            });
+        }
         if settings.max_bytes == Some(0) {
             let rule = "give a size above 0, or leave it out".to_owned();
             return Err(SettingError {
@@ -206,6 +223,11 @@ mod tests {
         for (file, key, says) in [
             ("disk.max_bytes = 0".to_owned(), "disk.max_bytes", "above 0"),
             (
+                "disk.memory_bytes = '1kB'".to_owned(),
+                "disk.memory_bytes",
+                "1MiB or more",
+            ),
+            (
                 stream("source = 'rtsp://u:secret@10.0.0.9/main'"),
                 "stream.source",
                 "does not read rtsp://",
@@ -276,6 +298,7 @@ mod tests {
         let file: File = toml::from_str(&all).unwrap();
         assert!(file.data_dir.is_some() && file.http.listen.is_some());
         assert!(file.disk.max_bytes.is_some() && file.disk.reserve_bytes.is_some());
+        assert!(file.disk.memory_bytes.is_some());
         assert!(
             file.stream
                 .iter()

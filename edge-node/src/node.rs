@@ -2,19 +2,19 @@
 //!
 //! | task | waits on | does |
 //! |---|---|---|
-//! | uplink | datagrams, timers, the store | ships to the hub |
+//! | uplink | datagrams, timers, the store | ships to the hub; begins anew after an error |
 //! | link log | the uplink's state | says when it changes |
 //! | janitor | a timer | carries out retention |
 //! | http | connections | page, playlists, segments, /metrics |
 //!
-//! A link that is down is no failure: it is tried again for ever. A task that ends by itself is logged.
+//! A link that is down is no failure: it is tried again for ever.
 
 use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -26,7 +26,7 @@ use store::{RetentionLimits, Store, StoreOptions};
 use tokio::{
     sync::watch,
     task::{JoinSet, spawn_blocking},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +42,10 @@ use crate::{
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two rounds of retention: at 1 Gbit/s the disk moves by 0.6 GB in it, within the reserve.
 const JANITOR_INTERVAL: Duration = Duration::from_secs(5);
+/// An uplink that has ended by an error begins anew after this, then ever more slowly.
+const FIRST_RESTART: Duration = Duration::from_secs(1);
+/// The slowest that it begins anew.
+const MAX_RESTART: Duration = Duration::from_secs(60);
 /// What the local live playlist lists.
 const LIVE_WINDOW: Duration = Duration::from_secs(120);
 /// Time for the hub to hear `Bye` and for requests to end, above HTTP's own limit of 5 s.
@@ -78,6 +82,7 @@ pub(crate) fn open_store(settings: &Settings, holder: &str) -> Result<Store> {
             reserve_bytes: settings.reserve_bytes,
             keep_unshipped: true,
         },
+        memory_bytes: settings.memory_bytes,
     };
     let (store, found) = Store::open(dir, options)?;
     tracing::debug!(
@@ -142,12 +147,7 @@ impl Node {
             key: identity.key.clone(),
             answer_timeout: ANSWER_TIMEOUT,
         };
-        let (shipping, uplink_stop) = (store.clone(), stop.clone());
-        tasks.spawn(async move {
-            if let Err(error) = uplink::run(config, shipping, sender, uplink_stop).await {
-                tracing::error!("the uplink has ended: {error}");
-            }
-        });
+        tasks.spawn(ship(config, store.clone(), sender, stop.clone()));
         tasks.spawn(follow_floors(link.clone(), numbers.clone(), stop.clone()));
         tasks.spawn(log_link(link.clone(), identity.hub_address, stop.clone()));
         tasks.spawn(janitor(store.clone(), stop.clone()));
@@ -175,6 +175,35 @@ impl Node {
     }
 }
 
+/// Runs the uplink, again with back-off where it ends by an error (a socket's).
+async fn ship(
+    config: UplinkConfig,
+    store: Store,
+    status: watch::Sender<UplinkStatus>,
+    stop: CancellationToken,
+) {
+    let mut wait = FIRST_RESTART;
+    loop {
+        let began = Instant::now();
+        let ended = uplink::run(config.clone(), store.clone(), status.clone(), stop.clone());
+        let Err(error) = ended.await else { return };
+        if began.elapsed() > MAX_RESTART {
+            wait = FIRST_RESTART;
+        }
+        let again = humantime::format_duration(wait).to_string();
+        tracing::error!("the uplink has ended: {error}; it begins anew in {again}");
+        status.send_modify(|status| {
+            let why = format!("the uplink has ended: {error}");
+            status.state = LinkState::Unreachable { why };
+        });
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(wait) => {}
+        }
+        wait = (wait * 2).min(MAX_RESTART);
+    }
+}
+
 /// The address that a program on this data directory serves on, or served on when it was killed.
 pub(crate) fn running_http(data_dir: &Path) -> Option<SocketAddr> {
     let text = fs::read_to_string(data_dir.join(HTTP_ADDRESS_FILE)).ok()?;
@@ -198,7 +227,10 @@ fn app(
         role: Role::Edge,
         // A link that is down is no reason to take the local page away.
         ready: Arc::new(|| Ok(())),
-        status: Arc::new(move || status::json(&about, &link.borrow())),
+        status: {
+            let store = store.clone();
+            Arc::new(move || status::json(&about, &link.borrow(), &status::DiskState::of(&store)))
+        },
     }
 }
 
@@ -265,6 +297,7 @@ async fn log_link(mut link: watch::Receiver<UplinkStatus>, hub: String, stop: Ca
 async fn janitor(store: Store, stop: CancellationToken) {
     let mut timer = interval(JANITOR_INTERVAL);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -285,8 +318,17 @@ async fn janitor(store: Store, stop: CancellationToken) {
                 );
             }
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::error!("failed to make room: {error}"),
+            Ok(Err(error)) => {
+                // A disk that fails fails each time.
+                let error = error.to_string();
+                if told.as_ref() != Some(&error) {
+                    tracing::error!("failed to make room: {error}");
+                    told = Some(error);
+                }
+                continue;
+            }
             Err(error) => tracing::error!("failed to make room: {error}"),
         }
+        told = None;
     }
 }

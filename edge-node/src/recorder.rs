@@ -13,7 +13,7 @@ use model::{
     MAX_SEGMENT_BYTES, MediaDuration, MediaTime, RunInfo, SegmentNumber, StreamName, WallTime,
 };
 use program::clock::wall_now;
-use store::{OpenSegment, SegmentWriter, Store, StoreError};
+use store::{EdgeWriter, OpenSegment, Store, StoreError};
 
 use crate::{
     config::DEFAULT_TARGET,
@@ -57,7 +57,12 @@ pub(crate) enum RecordError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Numbers(#[from] NumbersError),
+    #[error("the disk has not taken the last segments: it is full or slow")]
+    Unwritten,
 }
+
+/// At the end of the sources the disk is given this long to take what was cut last.
+const MAX_LAST_WRITE: Duration = Duration::from_secs(10);
 
 type Result<T> = std::result::Result<T, RecordError>;
 
@@ -77,6 +82,8 @@ pub(crate) struct Recorder {
     last_number: Option<SegmentNumber>,
     closed: u64,
     closed_bytes: u64,
+    /// The source loses nothing by waiting for the disk; any other goes on from memory.
+    waits: bool,
 }
 
 /// Between segments and within one.
@@ -89,15 +96,15 @@ enum State {
     Open(Run, Box<Segment>),
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Run {
-    number: SegmentNumber,
+    info: RunInfo,
     wall_start: WallTime,
     media_start: MediaTime,
 }
 
 struct Segment {
-    writer: SegmentWriter,
+    writer: EdgeWriter,
     wall_start: WallTime,
 }
 
@@ -139,6 +146,7 @@ impl Recorder {
             last_number: None,
             closed: 0,
             closed_bytes: 0,
+            waits: false,
         })
     }
 
@@ -148,6 +156,22 @@ impl Recorder {
         if !(wall == WallClock::GoesOn && matches!(self.next_wall, WallClock::At(_))) {
             self.next_wall = wall;
         }
+    }
+
+    /// Whether what comes next is from a source that can wait, which is held back where others are evicted.
+    pub(crate) fn set_waits(&mut self, waits: bool) {
+        self.waits = waits;
+    }
+
+    /// Waits until the disk has taken what a source that can wait has cut, or for so long. False: it has
+    /// not. An error: waiting does not help.
+    pub(crate) fn wait_for_disk(&self, limit: Duration) -> Result<bool> {
+        Ok(!self.waits || self.store.wait_for_disk(&self.stream, limit)?)
+    }
+
+    /// Little room is left, and a source that can wait must.
+    pub(crate) fn should_hold_back(&self) -> Result<bool> {
+        Ok(self.store.should_hold_back()?)
     }
 
     /// Takes the next event of the source.
@@ -162,7 +186,8 @@ impl Recorder {
         result
     }
 
-    /// The sources have ended: closes what is open and gives unused numbers back.
+    /// The sources have ended: closes what is open, waits a while for the disk, and gives unused numbers back.
+    /// Live video that the disk has not taken is shipped from memory.
     pub(crate) fn finish(&mut self) -> Result<()> {
         let mut cuts = Vec::new();
         self.segmenter.finish(&mut cuts);
@@ -175,7 +200,14 @@ impl Recorder {
             forced = counters.forced,
             "cut"
         );
-        self.numbers.give_back(&self.stream)?;
+        let written = self.store.wait_for_all(&self.stream, MAX_LAST_WRITE);
+        if self.waits && !written? {
+            return Err(RecordError::Unwritten);
+        }
+        if let Err(error) = self.numbers.give_back(&self.stream) {
+            // The next start goes on above them.
+            tracing::debug!(stream = %self.stream, %error, "failed to give numbers back");
+        }
         Ok(())
     }
 
@@ -212,7 +244,7 @@ impl Recorder {
                 State::Between(run),
             ) => {
                 let number = self.numbers.take(&self.stream, self.floor)?;
-                self.open(run, number, media_start, independent)?
+                self.open(run, number, media_start, independent)
             }
             (
                 Cut::Part {
@@ -224,18 +256,21 @@ impl Recorder {
             ) => {
                 let whole = segment.writer.bytes().saturating_add(bytes.len() as u64);
                 if whole > MAX_SEGMENT_BYTES {
-                    return Err(self.wrong(run, format!("over {MAX_SEGMENT_BYTES} bytes")));
+                    return Err(self.wrong(run.info.run, format!("over {MAX_SEGMENT_BYTES} bytes")));
                 }
-                segment.writer.append(&bytes)?;
-                segment.writer.finish_part(duration, independent)?;
+                segment.writer.append_part(bytes, duration, independent);
                 State::Open(run, segment)
             }
             (Cut::Close { duration }, State::Open(run, segment)) => {
-                let info = segment.writer.close(duration, None)?;
+                let number = segment.writer.number();
+                let bytes = segment.writer.bytes();
+                if segment.writer.close(duration).is_none() {
+                    tracing::warn!(stream = %self.stream, number = number.0, "memory had no room for a segment: it is a hole");
+                }
                 self.last_end = Some(segment.wall_start.plus(duration));
-                self.last_number = Some(info.number);
+                self.last_number = Some(number);
                 self.closed += 1;
-                self.closed_bytes += info.bytes;
+                self.closed_bytes += bytes;
                 State::Between(run)
             }
             // The segmenter's order is `Run (Open Part+ Close)+`: nothing else comes.
@@ -260,7 +295,6 @@ impl Recorder {
                 wall_now().minus(since.unwrap_or_default().max(MediaDuration::ZERO))
             }
         };
-        self.store.register_stream(&self.stream, None)?;
         let number = self.numbers.take(&self.stream, self.floor)?;
         let info = RunInfo {
             run: number,
@@ -275,13 +309,12 @@ impl Recorder {
             resolution = info.resolution.map(|(w, h)| format!("{w}x{h}")),
             "a run begins"
         );
-        self.store.put_run(&self.stream, &info)?;
         let run = Run {
-            number,
+            info,
             wall_start,
             media_start,
         };
-        self.open(run, number, media_start, independent)
+        Ok(self.open(run, number, media_start, independent))
     }
 
     fn open(
@@ -290,7 +323,7 @@ impl Recorder {
         number: SegmentNumber,
         media_start: MediaTime,
         independent: bool,
-    ) -> Result<State> {
+    ) -> State {
         // A source that stayed in the run has no use for a wall clock of its own.
         if matches!(self.next_wall, WallClock::At(_)) {
             self.next_wall = WallClock::GoesOn;
@@ -299,23 +332,23 @@ impl Recorder {
             .wall_start
             .plus(media_start - run.media_start)
             .in_calendar();
-        let writer = self.store.open_segment(
-            &self.stream,
-            OpenSegment {
-                number,
-                run: run.number,
-                wall_start,
-                media_start,
-                independent,
-            },
-        )?;
-        Ok(State::Open(run, Box::new(Segment { writer, wall_start })))
+        let open = OpenSegment {
+            number,
+            run: run.info.run,
+            wall_start,
+            media_start,
+            independent,
+        };
+        let writer = self
+            .store
+            .record(&self.stream, &run.info, open, self.waits);
+        State::Open(run, Box::new(Segment { writer, wall_start }))
     }
 
-    fn wrong(&self, run: Run, what: String) -> RecordError {
+    fn wrong(&self, number: SegmentNumber, what: String) -> RecordError {
         RecordError::Store(StoreError::Segment {
             stream: self.stream.clone(),
-            number: run.number,
+            number,
             what,
         })
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use link::uplink::{LinkState, UplinkStatus};
 use model::StreamName;
+use store::TroubleKind;
 use tokio::task::spawn_blocking;
 
 use crate::{ingest, node::Node};
@@ -33,7 +34,9 @@ impl Standing {
         let (summary, disk_full, ended_on_hub) = spawn_blocking(move || {
             let summary = store.stream(&name)?;
             let ended = summary.is_some() && store.ended_on_hub(&name)?;
-            Ok::<_, store::StoreError>((summary, store.should_hold_back()?, ended))
+            let trouble = store.disk_trouble();
+            let full = trouble.is_some_and(|trouble| trouble.kind == TroubleKind::Full);
+            Ok::<_, store::StoreError>((summary, full || store.should_hold_back()?, ended))
         })
         .await??;
         let (unshipped, unshipped_bytes) =

@@ -7,6 +7,7 @@
 //! | admin | connections | API with writes, /metrics |
 //! | janitor | a timer | carries out retention |
 //! | foreign | a timer | notices what subcommands wrote to the catalog |
+//! | disk | a timer | looks at the disk; while it fails, tries it |
 //!
 //! A task that ends by itself ends the daemon: a hub that only looks alive is worse than one that its
 //! service manager starts again. The first signal ends all in order, the second at once.
@@ -124,6 +125,10 @@ async fn serve(settings: Settings, signals: Shutdown) -> Result<()> {
         "foreign",
         forever(upkeep::notice_foreign_writes(store.clone(), stop.clone())),
     );
+    tasks.spawn(
+        "disk",
+        forever(upkeep::check_disk(store.clone(), stop.clone())),
+    );
     let addresses = Addresses {
         http: http_address,
         admin: admin_address,
@@ -152,6 +157,7 @@ fn open_store(settings: &Settings) -> Result<Store> {
             reserve_bytes: settings.reserve_bytes,
             keep_unshipped: false,
         },
+        ..StoreOptions::default()
     };
     let (store, found) = Store::open(&settings.data_dir, options)?;
     tracing::info!(
@@ -168,13 +174,17 @@ fn open_store(settings: &Settings) -> Result<Store> {
 /// What pages and routes ask of the hub.
 fn app(store: Store, link: watch::Receiver<DownlinkStatus>) -> App {
     let ready = link.clone();
+    let disk = store.clone();
     App {
         store,
         role: Role::Hub,
-        ready: Arc::new(move || match ready.borrow().listening {
-            Some(_) => Ok(()),
-            None => Err("the link's socket is not bound yet".to_owned()),
-        }),
+        ready: Arc::new(
+            move || match (ready.borrow().listening, disk.disk_trouble()) {
+                (None, _) => Err("the link's socket is not bound yet".to_owned()),
+                (_, Some(trouble)) => Err(format!("the disk fails: {}", trouble.what)),
+                (Some(_), None) => Ok(()),
+            },
+        ),
         status: Arc::new(move || {
             let link = link.borrow();
             let sessions: Vec<_> = link.sessions.iter().map(admin::session_json).collect();

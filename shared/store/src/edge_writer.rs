@@ -43,7 +43,6 @@ impl Store {
         self.inner().tier.give(|state| {
             let held = state.streams.entry(stream.clone()).or_default();
             held.runs.insert(run.run, (run.clone(), waits));
-            // Told to end before: this is after the end.
             state.open(stream, open, waits);
         });
         self.note_write(stream);
@@ -112,6 +111,10 @@ impl Store {
 }
 
 impl EdgeWriter {
+    pub fn number(&self) -> SegmentNumber {
+        self.number
+    }
+
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

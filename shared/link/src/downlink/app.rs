@@ -152,11 +152,14 @@ impl Downlink {
         let key = session.peer_key;
         let question = match &mut session.state {
             State::Member { worker, .. } => {
-                worker.give(Work::Message {
+                let given = worker.give(Work::Message {
                     generation: session.generation,
                     channel,
                     message,
                 });
+                if given.is_err() {
+                    self.overrun(now, endpoint, id);
+                }
                 return;
             }
             State::Leaving { .. } | State::Enrolled { .. } => return,
@@ -298,7 +301,10 @@ impl Downlink {
                     ));
                 }
                 Some(known) if !known.enabled => gone.push((*id, disabled(device))),
-                Some(_) => worker.give(Work::CheckOwner),
+                Some(_) => {
+                    // Where there is no room the next message finds that out.
+                    let _ = worker.give(Work::CheckOwner);
+                }
                 None => gone.push((*id, format!("device {device} was removed at the hub"))),
             }
         }
@@ -363,6 +369,12 @@ impl Downlink {
             tracing::warn!(peer = %session.peer, what, "a device broke the protocol");
         }
         self.close(now, endpoint, id, Bye::Violation);
+    }
+
+    /// Its thread does not come after: the disk hangs. The device comes back by itself.
+    fn overrun(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId) {
+        tracing::warn!(session = %id, "a session is ended: the disk is too slow for what waits for it");
+        self.close(now, endpoint, id, Bye::Shutdown);
     }
 
     fn close(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId, reason: Bye) {
@@ -522,7 +534,9 @@ impl Application<HubEndpoint> for Downlink {
                 match &mut session.state {
                     State::Member { worker, .. } => {
                         session.answers.clear();
-                        worker.give(Work::Reset);
+                        if worker.give(Work::Reset).is_err() {
+                            self.overrun(now, endpoint, id);
+                        }
                     }
                     // What it said may be lost; it says it again.
                     State::Stranger { asked, .. } => *asked = false,
