@@ -6,11 +6,13 @@
 // A test's panic is its verdict.
 #![allow(clippy::indexing_slicing)]
 
+mod disk;
 mod http;
 mod line;
 mod player;
 mod programs;
 
+pub use disk::{Faults, Mount, may_mount, wait_for_log};
 pub use http::{Response, get, get_with, playlist};
 pub use line::Line;
 pub use player::{Frame, audio_packets, decode_errors, fixture, frames, gstreamer_pictures, tool};

@@ -58,6 +58,7 @@ fn free_port() -> Result<u16> {
 /// A hub with its directory; it keeps its ports across restarts.
 pub struct Hub {
     dir: PathBuf,
+    log: PathBuf,
     link: u16,
     http: u16,
     admin: u16,
@@ -67,9 +68,15 @@ pub struct Hub {
 impl Hub {
     /// Starts a hub in `dir` and waits until it is ready.
     pub fn start(dir: &Path) -> Result<Self> {
+        Self::start_logging(dir, &dir.join("log"))
+    }
+
+    /// The same with its log elsewhere: the disk of `dir` is about to fail.
+    pub fn start_logging(dir: &Path, log: &Path) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let mut hub = Self {
             dir: dir.to_owned(),
+            log: log.to_owned(),
             link: free_port()?,
             http: free_port()?,
             admin: free_port()?,
@@ -81,7 +88,7 @@ impl Hub {
 
     /// Starts the program again after `kill` or `stop`.
     pub fn up(&mut self) -> Result<()> {
-        let log = append(&self.dir.join("log"))?;
+        let log = append(&self.log)?;
         let mut command = Command::new(program("hub"));
         command
             .arg("serve")
@@ -164,7 +171,7 @@ impl Hub {
 
     /// All that the hub logged, for a failing test's message.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 
@@ -180,6 +187,8 @@ impl Drop for Hub {
 /// An edge-node's directory, enrolled.
 pub struct Edge {
     dir: PathBuf,
+    log: PathBuf,
+    env: Vec<(String, String)>,
 }
 
 impl Edge {
@@ -190,9 +199,7 @@ impl Edge {
 
     /// Enrols over another address than the hub's own, such as a [`crate::Line`]'s.
     pub fn enrol_over(dir: &Path, hub: &Hub, name: &str, address: SocketAddr) -> Result<Self> {
-        let edge = Self {
-            dir: dir.to_owned(),
-        };
+        let edge = Self::unknown(dir);
         let url = hub.enrolment(name, address)?;
         let out = edge.command(&["enroll", &url])?;
         ensure!(out.0.success(), "enroll: {}\n{}", out.1, hub.log());
@@ -203,7 +210,19 @@ impl Edge {
     pub fn unknown(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
+            log: dir.join("log"),
+            env: Vec::new(),
         }
+    }
+
+    /// Logs elsewhere from now on: the disk of its directory is about to fail.
+    pub fn log_to(&mut self, log: &Path) {
+        log.clone_into(&mut self.log);
+    }
+
+    /// A variable for what is started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -214,6 +233,7 @@ impl Edge {
     pub fn command(&self, args: &[&str]) -> Result<(ExitStatus, String)> {
         let out = Command::new(program("edge-node"))
             .args(args.iter().take(1))
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("--data-dir")
             .arg(&self.dir)
             .args(args.iter().skip(1))
@@ -227,12 +247,13 @@ impl Edge {
     /// Starts `edge-node push ARGS`, its standard input from `stdin`.
     pub fn push(&self, args: &[&str], stdin: Stdio) -> Result<Push> {
         fs::create_dir_all(&self.dir)?;
-        let log = append(&self.dir.join("log"))?;
+        let log = append(&self.log)?;
         let child = Command::new(program("edge-node"))
             .arg("push")
             .arg("--data-dir")
             .arg(&self.dir)
             .args(args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(stdin)
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -240,18 +261,19 @@ impl Edge {
             .context("edge-node push")?;
         Ok(Push {
             child: Some(child),
-            dir: self.dir.clone(),
+            log: self.log.clone(),
         })
     }
 
     /// Starts `edge-node run ARGS`.
     pub fn run(&self, args: &[&str]) -> Result<Push> {
-        let log = append(&self.dir.join("log"))?;
+        let log = append(&self.log)?;
         let child = Command::new(program("edge-node"))
             .arg("run")
             .arg("--data-dir")
             .arg(&self.dir)
             .args(args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -259,7 +281,7 @@ impl Edge {
             .context("edge-node run")?;
         Ok(Push {
             child: Some(child),
-            dir: self.dir.clone(),
+            log: self.log.clone(),
         })
     }
 
@@ -292,7 +314,7 @@ impl Edge {
 /// A running `edge-node push` (or `run`).
 pub struct Push {
     child: Option<Child>,
-    dir: PathBuf,
+    log: PathBuf,
 }
 
 impl Push {
@@ -326,8 +348,13 @@ impl Push {
         resident_bytes(self.child.as_ref().context("ended already")?.id())
     }
 
+    /// Where it logs; stays after its end.
+    pub fn log_path(&self) -> PathBuf {
+        self.log.clone()
+    }
+
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 
