@@ -3,6 +3,7 @@
 mod crash;
 mod devices;
 mod lists;
+mod memory;
 mod model_based;
 mod replication;
 mod upkeep;
