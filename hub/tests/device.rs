@@ -53,6 +53,7 @@ fn recorded(dir: &Path, stream: &StreamName) -> Store {
         local_playlists: false,
         live_window: Duration::from_secs(120),
         limits: RetentionLimits::default(),
+        ..StoreOptions::default()
     };
     let (store, _) = Store::open(dir, options).unwrap();
     let run = SegmentNumber(1);

@@ -176,15 +176,16 @@ pub(crate) fn writable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Bytes written to see whether a disk works: more than a full one has left in its last block.
-const TRY_BYTES: usize = 64 << 10;
+/// Bytes written to see whether a disk works: a segment of a good camera, so that a disk on the edge of full
+/// is not taken for well with each segment.
+const TRY_BYTES: usize = 2 << 20;
 
 /// Writes a file, durably, and removes it.
 pub(crate) fn try_writing(folder: &Path) -> Result<()> {
     let path = folder.join("try.tmp");
     let tried = File::create(&path)
         .and_then(|mut file| {
-            file.write_all(&[0; TRY_BYTES])?;
+            file.write_all(&vec![0; TRY_BYTES])?;
             file.sync_all()
         })
         .at(&path);

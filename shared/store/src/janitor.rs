@@ -69,13 +69,19 @@ impl Store {
             Room::Full { live } => {
                 may_evict = live;
                 fill.wanted = FULL_BYTES;
+                let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
+                if self.candidates(&all, now)?.is_empty() {
+                    return Ok(report);
+                }
                 // The catalog writes before it deletes.
                 files::drop_ballast(&self.inner().data_dir)?;
             }
         }
-        let made = self.evict(fill, may_evict, now, &mut report);
-        if matches!(room, Room::Full { .. }) && report.deleted > 0 {
-            // Where there is no room for it yet, the next round of retention lays it.
+        let made = self
+            .flush_marks()
+            .and_then(|()| self.evict(fill, may_evict, now, &mut report));
+        if matches!(room, Room::Full { .. }) {
+            // Where nothing was deleted it has kept its place.
             let _ = files::lay_ballast(&self.inner().data_dir);
         }
         made.map(|_| report)
@@ -85,6 +91,7 @@ impl Store {
     /// the disk full.
     pub fn run_janitor(&self, now: WallTime) -> Result<JanitorReport> {
         let mut report = JanitorReport::default();
+        self.flush_marks()?;
         for _ in 0..MAX_ROUNDS {
             let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
             self.drop_expired_lists(&all, now)?;

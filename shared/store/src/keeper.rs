@@ -176,12 +176,12 @@ impl Desk {
         }
         loop {
             let Some(job) = self.next_job(marks_due) else {
-                return;
+                return self.try_again();
             };
             let stream = job.stream.clone();
             let live = job.runs.iter().any(|(_, waits)| !waits);
             match self.carry_out(job) {
-                Ok(()) => self.went_well(),
+                Ok(()) => self.retry_at = None,
                 Err(error) => {
                     // Whatever it was, the segment is begun anew.
                     self.writing.remove(&stream);
@@ -197,12 +197,17 @@ impl Desk {
         }
     }
 
-    fn went_well(&mut self) {
-        if self.retry_at.take().is_some() {
-            self.retry = FIRST_RETRY;
+    /// Nothing is left to write: whether the disk is well again is tried before it is told.
+    fn try_again(&mut self) {
+        if !self.store.inner().health.is_troubled() || self.tier().lock().waiting().0 > 0 {
+            return;
         }
-        if self.store.inner().health.is_troubled() && self.tier().lock().waiting().0 == 0 {
-            self.store.end_trouble();
+        match self.store.try_disk() {
+            Ok(()) => {
+                self.retry = FIRST_RETRY;
+                self.store.end_trouble();
+            }
+            Err(error) => self.failed(&error),
         }
     }
 

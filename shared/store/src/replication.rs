@@ -112,6 +112,41 @@ impl Store {
         Ok(())
     }
 
+    /// Edge: the catalog hears of all marks now, a commit a stream: the janitor goes by them.
+    pub(crate) fn flush_marks(&self) -> Result<()> {
+        let waiting: Vec<_> = {
+            let mut state = self.inner().tier.lock();
+            let marked = state.streams.iter_mut().filter(|(_, s)| !s.marks.is_empty());
+            marked
+                .map(|(name, s)| {
+                    s.marking = true;
+                    let numbers: Vec<_> = s.marks.keys().copied().collect();
+                    (name.clone(), numbers)
+                })
+                .collect()
+        };
+        for (stream, numbers) in waiting {
+            let marked = self.inner().catalog.write(|c| {
+                let row = streams::get(c, &stream)?;
+                for &number in &numbers {
+                    segments::mark_stored(c, row.id, number)?;
+                }
+                Ok(())
+            });
+            self.inner().tier.settle(|state| {
+                let Some(held) = state.streams.get_mut(&stream) else {
+                    return;
+                };
+                held.marking = false;
+                if marked.is_ok() {
+                    held.marks.retain(|number, _| numbers.binary_search(number).is_err());
+                }
+            });
+            marked?;
+        }
+        Ok(())
+    }
+
     /// Edge: closed segments the hub has not settled, from `from` on, ascending.
     pub fn unshipped(
         &self,

@@ -229,7 +229,7 @@ impl Store {
     }
 
     /// Writes a little, durably, the way a segment is written.
-    fn try_disk(&self) -> Result<()> {
+    pub(crate) fn try_disk(&self) -> Result<()> {
         self.revive()?;
         files::try_writing(&self.inner().data_dir)?;
         self.inner().catalog.write(|c| {

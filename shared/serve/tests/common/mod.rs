@@ -41,6 +41,7 @@ impl World {
             local_playlists: false,
             live_window: Duration::from_secs(120),
             limits: RetentionLimits::default(),
+            ..StoreOptions::default()
         };
         let (store, _) = Store::open(dir.path(), options).unwrap();
         let app = Arc::new(App {

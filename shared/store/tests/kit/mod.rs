@@ -17,6 +17,7 @@ pub(crate) fn options(edge: bool) -> StoreOptions {
             keep_unshipped: edge,
             ..RetentionLimits::default()
         },
+        memory_bytes: store::DEFAULT_MEMORY_BYTES,
     }
 }
 
