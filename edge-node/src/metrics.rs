@@ -149,11 +149,7 @@ impl Collector for Disk {
                 "Whole segments in memory that the disk has not taken",
                 memory.segments,
             ),
-            (
-                "memory_bytes",
-                "Bytes of segments in memory",
-                memory.bytes,
-            ),
+            ("memory_bytes", "Bytes of segments in memory", memory.bytes),
         ] {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             let one = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;

@@ -77,15 +77,7 @@ impl Numbers {
             toml::from_str(&text).map_err(|e| damaged(e.message().trim().to_owned()))?;
         let streams = ends
             .into_iter()
-            .map(|(stream, end)| {
-                (
-                    stream,
-                    Reservation {
-                        next: end,
-                        end,
-                    },
-                )
-            })
+            .map(|(stream, end)| (stream, Reservation { next: end, end }))
             .collect();
         Ok(Self {
             path,
@@ -104,10 +96,10 @@ impl Numbers {
         floor: SegmentNumber,
     ) -> Result<SegmentNumber, NumbersError> {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = streams.get(stream).copied().unwrap_or(Reservation {
-            next: 0,
-            end: 0,
-        });
+        let known = streams
+            .get(stream)
+            .copied()
+            .unwrap_or(Reservation { next: 0, end: 0 });
         let number = known.next.max(floor.0);
         let exhausted = || NumbersError::Exhausted {
             stream: stream.clone(),
@@ -115,25 +107,17 @@ impl Numbers {
         let next = number.checked_add(1).ok_or_else(exhausted)?;
         let mut end = known.end;
         if next.saturating_add(RENEW_BELOW) > end {
-            let new_end = next
-                .checked_add(RENEW_BELOW + STEP)
-                .ok_or_else(exhausted)?;
+            let new_end = next.checked_add(RENEW_BELOW + STEP).ok_or_else(exhausted)?;
             match self.write(&streams, stream, new_end) {
                 Ok(()) => end = new_end,
                 // There are some left: the disk may be well again before they are used.
-                Err(error) if next < end => {
+                Err(error) if next <= end => {
                     tracing::debug!(%stream, left = end - next, %error, "failed to reserve numbers");
                 }
                 Err(error) => return Err(error),
             }
         }
-        streams.insert(
-            stream.clone(),
-            Reservation {
-                next,
-                end,
-            },
-        );
+        streams.insert(stream.clone(), Reservation { next, end });
         Ok(SegmentNumber(number))
     }
 
@@ -161,13 +145,7 @@ impl Numbers {
         };
         if next < end {
             self.write(&streams, stream, next)?;
-            streams.insert(
-                stream.clone(),
-                Reservation {
-                    next,
-                    end: next,
-                    },
-            );
+            streams.insert(stream.clone(), Reservation { next, end: next });
         }
         Ok(())
     }

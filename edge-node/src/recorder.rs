@@ -339,9 +339,7 @@ impl Recorder {
             media_start,
             independent,
         };
-        let writer = self
-            .store
-            .record(&self.stream, &run.info, open, self.waits);
+        let writer = self.store.record(&self.stream, &run.info, open, self.waits);
         State::Open(run, Box::new(Segment { writer, wall_start }))
     }
 

@@ -29,9 +29,7 @@ pub fn may_mount() -> Result<bool> {
 }
 
 fn run(command: &mut Command) -> Result<String> {
-    let out = command
-        .output()
-        .with_context(|| format!("{command:?}"))?;
+    let out = command.output().with_context(|| format!("{command:?}"))?;
     ensure!(
         out.status.success(),
         "{command:?}: {}",

@@ -25,9 +25,26 @@ const ENDS: &str = "the disk works again: ";
 fn camera(seconds: u32) -> Result<(Child, Stdio)> {
     let seconds = seconds.to_string();
     let mut ffmpeg = Command::new("ffmpeg")
-        .args(["-hide_banner", "-loglevel", "error", "-nostdin", "-re", "-i"])
+        .args([
+            "-hide_banner",
+            "-loglevel",
+            "error",
+            "-nostdin",
+            "-re",
+            "-i",
+        ])
         .arg(fixture("live.ts"))
-        .args(["-t", &seconds, "-c", "copy", "-f", "mpegts", "-flush_packets", "1", "-"])
+        .args([
+            "-t",
+            &seconds,
+            "-c",
+            "copy",
+            "-f",
+            "mpegts",
+            "-flush_packets",
+            "1",
+            "-",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -227,7 +244,10 @@ fn a_slow_disk_holds_up_neither_camera_nor_hub() -> Result<()> {
     faults.none()?;
     let log = end_well(push, ffmpeg)?;
     let seconds = whole_seconds(&hub, "cam")?;
-    ensure!(seconds > 29.0, "only {seconds} s of 30 are at the hub\n{log}");
+    ensure!(
+        seconds > 29.0,
+        "only {seconds} s of 30 are at the hub\n{log}"
+    );
     assert_same(&edge, &hub, "cam")?;
     Ok(())
 }
@@ -278,7 +298,7 @@ fn hub_through(
     let edge = Edge::enrol(&dir.join("edge"), hub, "pole-7")?;
     let (ffmpeg, stdin) = camera(24)?;
     let push = edge.push(&["--stream", "cam", "-"], stdin)?;
-    wait_for_segments(hub, "cam", 2)?;
+    wait_for_segments(hub, "cam", 2).with_context(|| push.log() + &hub.log())?;
     fail()?;
     wait_for_log(|| hub.log(), BEGINS)?;
     let ready = get(&hub.url("/readyz"))?;

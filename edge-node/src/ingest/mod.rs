@@ -232,7 +232,12 @@ impl Feed<'_> {
                 self.gate.close();
             }
         }
-        while self.can_wait && !self.recorder.wait_for_disk(MAX_SLEEP).map_err(Halt::Record)? {
+        while self.can_wait
+            && !self
+                .recorder
+                .wait_for_disk(MAX_SLEEP)
+                .map_err(Halt::Record)?
+        {
             if self.stop.is_cancelled() {
                 return Err(Halt::Asked);
             }

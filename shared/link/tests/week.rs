@@ -45,8 +45,8 @@ fn record(store: &Store, stream: &StreamName, run: &RunInfo, numbers: std::ops::
 
 #[test]
 fn a_week_offline_evicts_in_order_keeps_the_cap_and_leaves_no_hole_unexplained() {
-    let segments: u64 = std::env::var("PENSTOCK_WEEK_SEGMENTS")
-        .map_or(WEEK / 100, |n| n.parse().unwrap());
+    let segments: u64 =
+        std::env::var("PENSTOCK_WEEK_SEGMENTS").map_or(WEEK / 100, |n| n.parse().unwrap());
     let cap = CAP * segments / WEEK;
     runtime().block_on(async {
         let mut hub = Hub::start().await;
@@ -76,7 +76,10 @@ fn a_week_offline_evicts_in_order_keeps_the_cap_and_leaves_no_hole_unexplained()
         let store = edge.store().clone();
         record(&store, &stream, &run, 0..stored);
         until_stored(&store, "the first are stored", |store| {
-            store.stream(&stream).unwrap().is_some_and(|s| s.unshipped == 0)
+            store
+                .stream(&stream)
+                .unwrap()
+                .is_some_and(|s| s.unshipped == 0)
         })
         .await;
         hub.stop().await;
@@ -93,13 +96,22 @@ fn a_week_offline_evicts_in_order_keeps_the_cap_and_leaves_no_hole_unexplained()
             most = most.max(used);
             let report = store.run_janitor(later()).unwrap();
             let left = store.stream(&stream).unwrap().unwrap();
-            assert!(left.bytes <= cap, "{} bytes over a cap of {cap}", left.bytes);
+            assert!(
+                left.bytes <= cap,
+                "{} bytes over a cap of {cap}",
+                left.bytes
+            );
             let first = store.list(&stream, SegmentNumber(0), 1).unwrap()[0].number;
             if report.forced > 0 {
                 assert!(first.0 >= stored, "{first} is stored and still here");
             }
             // From the oldest on: what is here is one stretch.
-            let holes: u64 = store.holes(&stream).unwrap().iter().map(|(r, _)| r.end().0 - r.start().0 + 1).sum();
+            let holes: u64 = store
+                .holes(&stream)
+                .unwrap()
+                .iter()
+                .map(|(r, _)| r.end().0 - r.start().0 + 1)
+                .sum();
             assert_eq!(left.segments + stored.min(first.0) + holes, next);
         }
         let slack = ROUND * SEGMENT_BYTES;
@@ -117,7 +129,10 @@ fn a_week_offline_evicts_in_order_keeps_the_cap_and_leaves_no_hole_unexplained()
 
         hub.start_again().await;
         until_stored(&store, "the rest is stored", |store| {
-            store.stream(&stream).unwrap().is_some_and(|s| s.unshipped == 0)
+            store
+                .stream(&stream)
+                .unwrap()
+                .is_some_and(|s| s.unshipped == 0)
         })
         .await;
         until_stored(hub.store(), "the hub knows of the hole", |hub| {
@@ -126,10 +141,15 @@ fn a_week_offline_evicts_in_order_keeps_the_cap_and_leaves_no_hole_unexplained()
         .await;
         assert_eq!(hub.store().holes(&stream).unwrap(), evicted);
         // Here or explained, from the first to the last.
-        let all: RangeSet = [SegmentNumber(0)..=SegmentNumber(segments - 1)].into_iter().collect();
+        let all: RangeSet = [SegmentNumber(0)..=SegmentNumber(segments - 1)]
+            .into_iter()
+            .collect();
         assert_eq!(hub.store().settled(&stream).unwrap(), all);
         let here = hub.store().stream(&stream).unwrap().unwrap();
-        assert_eq!(here.segments, segments - (hole.end().0 - hole.start().0 + 1));
+        assert_eq!(
+            here.segments,
+            segments - (hole.end().0 - hole.start().0 + 1)
+        );
         drop(store);
         edge.stop().await;
     });

@@ -208,12 +208,7 @@ pub(crate) fn lay_ballast(data_dir: &Path) -> Result<()> {
         return Ok(());
     }
     let file = File::create(&path).at(&path)?;
-    let laid = rustix::fs::fallocate(
-        &file,
-        rustix::fs::FallocateFlags::empty(),
-        0,
-        BALLAST_BYTES,
-    );
+    let laid = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BALLAST_BYTES);
     if let Err(error) = laid {
         remove(&path)?;
         return Err(io::Error::from(error)).at(&path);

@@ -116,7 +116,10 @@ impl Store {
     pub(crate) fn flush_marks(&self) -> Result<()> {
         let waiting: Vec<_> = {
             let mut state = self.inner().tier.lock();
-            let marked = state.streams.iter_mut().filter(|(_, s)| !s.marks.is_empty());
+            let marked = state
+                .streams
+                .iter_mut()
+                .filter(|(_, s)| !s.marks.is_empty());
             marked
                 .map(|(name, s)| {
                     s.marking = true;
@@ -139,7 +142,8 @@ impl Store {
                 };
                 held.marking = false;
                 if marked.is_ok() {
-                    held.marks.retain(|number, _| numbers.binary_search(number).is_err());
+                    held.marks
+                        .retain(|number, _| numbers.binary_search(number).is_err());
                 }
             });
             marked?;

@@ -393,7 +393,9 @@ impl Store {
     }
 
     pub fn run(&self, stream: &StreamName, run: SegmentNumber) -> Result<Option<RunInfo>> {
-        let held = self.in_tier(stream, |held| held.runs.get(&run).map(|(run, _)| run.clone()));
+        let held = self.in_tier(stream, |held| {
+            held.runs.get(&run).map(|(run, _)| run.clone())
+        });
         if let Some(held) = held.flatten() {
             return Ok(Some(held));
         }
@@ -635,7 +637,9 @@ impl Store {
         range: Range<u64>,
     ) -> Result<Bytes> {
         let held = self.in_tier(stream, |held| {
-            held.segments.get(&number).map(|held| held.read(range.clone()))
+            held.segments
+                .get(&number)
+                .map(|held| held.read(range.clone()))
         });
         if let Some(bytes) = held.flatten().filter(|bytes| !bytes.is_empty()) {
             return Ok(bytes);

@@ -409,10 +409,7 @@ impl TierStream {
     }
 
     /// Closed segments that the hub lacks, ascending.
-    pub(crate) fn unshipped(
-        &self,
-        from: SegmentNumber,
-    ) -> impl Iterator<Item = SegmentInfo> + '_ {
+    pub(crate) fn unshipped(&self, from: SegmentNumber) -> impl Iterator<Item = SegmentInfo> + '_ {
         self.segments
             .range(from..)
             .filter(|(_, held)| !held.stored)
@@ -522,10 +519,23 @@ mod tests {
             let (n, bytes) = (SegmentNumber(2), Bytes::from(vec![0; 50]));
             state.append(&gate(), n, bytes, MediaDuration(1), true);
             assert!(state.streams[&gate()].open_view().is_none());
-            assert!(state.close(&gate(), n, MediaDuration(2), Instant::now()).is_none());
-            assert_eq!(state.streams[&gate()].dropped, [(n..=n, HoleReason::Evicted)]);
+            assert!(
+                state
+                    .close(&gate(), n, MediaDuration(2), Instant::now())
+                    .is_none()
+            );
+            assert_eq!(
+                state.streams[&gate()].dropped,
+                [(n..=n, HoleReason::Evicted)]
+            );
         });
-        assert_eq!(tier.in_memory(), InMemory { segments: 1, bytes: 100 });
+        assert_eq!(
+            tier.in_memory(),
+            InMemory {
+                segments: 1,
+                bytes: 100
+            }
+        );
     }
 
     #[test]

@@ -136,16 +136,18 @@ pub(crate) fn mark_ended_on_hub(c: &Connection, id: i64) -> rusqlite::Result<()>
 }
 
 pub(crate) fn put_run(c: &Connection, id: i64, run: &RunInfo) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO run (stream, run, codecs, width, height, target_duration_s)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-        .execute(params![
-            id,
-            segments::sql(run.run),
-            run.codecs,
-            run.resolution.map(|(width, _)| width),
-            run.resolution.map(|(_, height)| height),
-            run.target_duration_s
-        ])?;
+    c.prepare_cached(
+        "INSERT OR REPLACE INTO run (stream, run, codecs, width, height, target_duration_s)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?
+    .execute(params![
+        id,
+        segments::sql(run.run),
+        run.codecs,
+        run.resolution.map(|(width, _)| width),
+        run.resolution.map(|(_, height)| height),
+        run.target_duration_s
+    ])?;
     Ok(())
 }
 

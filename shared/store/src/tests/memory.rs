@@ -146,7 +146,10 @@ fn while_the_disk_is_away_memory_serves_the_link_and_then_the_disk() {
 fn lost_to_files(store: &Store) -> u64 {
     let holes = store.holes(&gate()).unwrap();
     let evicted = holes.iter().filter(|(_, why)| *why == HoleReason::Evicted);
-    evicted.map(|(r, _)| r.end().0 - r.start().0 + 1).sum::<u64>() - 1
+    evicted
+        .map(|(r, _)| r.end().0 - r.start().0 + 1)
+        .sum::<u64>()
+        - 1
 }
 
 fn copy_all(from: &std::path::Path, to: &std::path::Path) {
