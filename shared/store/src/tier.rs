@@ -146,7 +146,7 @@ impl Tier {
     /// Waits until there is news, or for so long; while the disk fails news changes nothing.
     pub(crate) fn wait_for_work(&self, limit: Duration, heeds_news: bool) {
         let state = self.lock();
-        let waits = |state: &mut TierState| !state.closing && !(state.news && heeds_news);
+        let waits = |state: &mut TierState| !(state.closing || state.news && heeds_news);
         let waited = self.work.wait_timeout_while(state, limit, waits);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.news = false;
