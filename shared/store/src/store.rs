@@ -474,8 +474,8 @@ impl Store {
         if let Some(ended) = held.flatten() {
             return Ok(ended);
         }
-        let row = self.inner.catalog.read(|c| streams::get(c, stream))?;
-        Ok(row.told_to_end && row.ended_on_hub)
+        let row = self.inner.catalog.read(|c| streams::get(c, stream));
+        self.or_in_memory(stream, row.map(|row| row.told_to_end && row.ended_on_hub))
     }
 }
 
