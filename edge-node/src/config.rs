@@ -12,6 +12,7 @@ use bytesize::ByteSize;
 use model::StreamName;
 use program::scrub::{ByteRate, ScrubSettings};
 use serde::Deserialize;
+use store::DEFAULT_MEMORY_BYTES;
 
 use crate::ingest::{DEFAULT_MAX_RATE, SourceName};
 
@@ -20,6 +21,8 @@ const DEFAULT_HTTP: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8081);
 /// A disk that fills up takes the catalog with it: this much stays free.
 const DEFAULT_RESERVE: ByteSize = ByteSize::gib(1);
+/// Below it not even one segment of a good camera fits.
+const MIN_MEMORY_BYTES: u64 = 1 << 20;
 /// Two seconds: short enough to be live, long enough to be worth a file.
 pub(crate) const DEFAULT_TARGET: Duration = Duration::from_secs(2);
 /// Below it, segments cost more than they carry.
@@ -63,6 +66,7 @@ struct DiskFile {
     scrub_rate: Option<ByteRate>,
     #[serde(with = "humantime_serde")]
     scrub_every: Option<Duration>,
+    memory_bytes: Option<ByteSize>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -134,6 +138,8 @@ pub(crate) struct Settings {
     /// At most [`MAX_STREAMS`].
     pub(crate) streams: Vec<StreamSettings>,
     pub(crate) scrub: ScrubSettings,
+    /// Memory in which live segments wait while the disk fails.
+    pub(crate) memory_bytes: u64,
 }
 
 /// A setting whose value can't be. The operator is at fault.
@@ -169,7 +175,18 @@ impl Settings {
                 over.scrub_rate.or(file.disk.scrub_rate),
                 over.scrub_every.or(file.disk.scrub_every),
             ),
+            memory_bytes: file
+                .disk
+                .memory_bytes
+                .map_or(DEFAULT_MEMORY_BYTES, |size| size.as_u64()),
         };
+        if settings.memory_bytes < MIN_MEMORY_BYTES {
+            let rule = "give 1MiB or more: a segment must fit".to_owned();
+            return Err(SettingError {
+                key: "disk.memory_bytes",
+                rule,
+            });
+        }
         if settings.max_bytes == Some(0) {
             let rule = "give a size above 0, or leave it out".to_owned();
             return Err(SettingError {
@@ -368,6 +385,11 @@ mod tests {
         for (file, key, says) in [
             ("disk.max_bytes = 0".to_owned(), "disk.max_bytes", "above 0"),
             (
+                "disk.memory_bytes = '1kB'".to_owned(),
+                "disk.memory_bytes",
+                "1MiB or more",
+            ),
+            (
                 stream("source = 'rtsp://u:secret@10.0.0.9/main'"),
                 "stream.source",
                 "does not read rtsp://",
@@ -480,6 +502,7 @@ mod tests {
         let file: File = toml::from_str(&all).unwrap();
         assert!(file.data_dir.is_some() && file.http.listen.is_some());
         assert!(file.disk.max_bytes.is_some() && file.disk.reserve_bytes.is_some());
+        assert!(file.disk.memory_bytes.is_some());
         assert!(file.disk.scrub_rate.is_some() && file.disk.scrub_every.is_some());
         assert!(file.disk.sync_parts.is_some());
         let [udp, folder] = &file.stream[..] else {

@@ -28,6 +28,7 @@ pub(crate) fn registry(
 ) -> Registry {
     let mut registry = Registry::with_prefix("penstock");
     registry.register_collector(Box::new(Link(link)));
+    registry.register_collector(Box::new(Disk(store.clone())));
     registry.register_collector(Box::new(Streams(store)));
     registry.register_collector(Box::new(Taken(inputs)));
     registry
@@ -145,6 +146,54 @@ impl Collector for Link {
             let gauge = ConstGauge::new(value);
             let one = encoder.encode_descriptor(name, help, unit, gauge.metric_type())?;
             gauge.encode(one)?;
+        }
+        Ok(())
+    }
+}
+
+struct Disk(Store);
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Disk")
+    }
+}
+
+impl Collector for Disk {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (memory, through) = (self.0.in_memory(), self.0.memory_counters());
+        for (name, help, value) in [
+            (
+                "disk_failing",
+                "1 while the disk fails: full, read-only, gone, or slow",
+                u64::from(self.0.disk_trouble().is_some()),
+            ),
+            (
+                "memory_segments",
+                "Whole segments in memory that the disk has not taken",
+                memory.segments,
+            ),
+            ("memory_bytes", "Bytes of segments in memory", memory.bytes),
+        ] {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let one = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(one)?;
+        }
+        for (name, help, value) in [
+            (
+                "memory_through_segments",
+                "Segments that went through memory while the disk failed",
+                through.segments,
+            ),
+            (
+                "memory_lost_segments",
+                "Segments that memory dropped before the hub had them",
+                through.lost,
+            ),
+        ] {
+            let counter = ConstCounter::new(value);
+            let one = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(one)?;
         }
         Ok(())
     }

@@ -2,14 +2,14 @@
 //!
 //! | task | waits on | does |
 //! |---|---|---|
-//! | uplink | datagrams, timers, the store | ships to the hub |
+//! | uplink | datagrams, timers, the store | ships to the hub; begins anew after an error |
 //! | link log | the uplink's state | says when it changes |
 //! | clock | a timer | looks whether this machine's clock was set |
 //! | janitor | a timer | carries out retention |
 //! | scrub | a timer | reads segments again and compares their hashes |
 //! | http | connections | page, playlists, segments, /metrics |
 //!
-//! A link that is down is no failure: it is tried again for ever. A task that ends by itself is logged.
+//! A link that is down is no failure: it is tried again for ever.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use axum::routing::any_service;
-use link::uplink::{self, LinkState, UplinkConfig, UplinkStatus};
+use link::uplink::{self, HubTimeTaker, LinkState, UplinkConfig, UplinkStatus};
 use program::{
     durable,
     exit::Failure,
@@ -32,7 +32,7 @@ use store::{RetentionLimits, Store, StoreOptions};
 use tokio::{
     sync::watch,
     task::{JoinSet, spawn_blocking},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +52,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const JANITOR_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two looks at this machine's clock: one that was set is taken over within it.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+/// An uplink that has ended by an error begins anew after this, then ever more slowly.
+const FIRST_RESTART: Duration = Duration::from_secs(1);
+/// The slowest that it begins anew.
+const MAX_RESTART: Duration = Duration::from_secs(60);
 /// What the local live playlist lists.
 const LIVE_WINDOW: Duration = Duration::from_secs(120);
 /// Time for the hub to hear `Bye` and for requests to end, above HTTP's own limit of 5 s.
@@ -90,6 +94,7 @@ pub(crate) fn open_store(settings: &Settings, holder: &str) -> Result<Store> {
             keep_unshipped: true,
         },
         sync_parts: settings.sync_parts,
+        memory_bytes: settings.memory_bytes,
     };
     let began = Instant::now();
     let (store, found) = Store::open(dir, options)?;
@@ -182,15 +187,15 @@ impl Node {
             key: identity.key.clone(),
             answer_timeout: ANSWER_TIMEOUT,
         };
-        let (shipping, uplink_stop) = (store.clone(), stop.clone());
         let hears = clock.clone();
         let on_hub_time = Arc::new(move |time| hears.hear(time));
-        tasks.spawn(async move {
-            let uplink = uplink::run_with_clock(config, shipping, sender, uplink_stop, on_hub_time);
-            if let Err(error) = uplink.await {
-                tracing::error!("the uplink has ended: {error}");
-            }
-        });
+        tasks.spawn(ship(
+            config,
+            store.clone(),
+            sender,
+            stop.clone(),
+            on_hub_time,
+        ));
         tasks.spawn(follow_floors(link.clone(), numbers.clone(), stop.clone()));
         tasks.spawn(log_link(link.clone(), identity.hub_address, stop.clone()));
         tasks.spawn(watch_clock(clock.clone(), stop.clone()));
@@ -235,6 +240,42 @@ impl Node {
     }
 }
 
+/// Runs the uplink, again with back-off where it ends by an error (a socket's).
+async fn ship(
+    config: UplinkConfig,
+    store: Store,
+    status: watch::Sender<UplinkStatus>,
+    stop: CancellationToken,
+    on_hub_time: HubTimeTaker,
+) {
+    let mut wait = FIRST_RESTART;
+    loop {
+        let began = Instant::now();
+        let ended = uplink::run_with_clock(
+            config.clone(),
+            store.clone(),
+            status.clone(),
+            stop.clone(),
+            Arc::clone(&on_hub_time),
+        );
+        let Err(error) = ended.await else { return };
+        if began.elapsed() > MAX_RESTART {
+            wait = FIRST_RESTART;
+        }
+        let again = humantime::format_duration(wait).to_string();
+        tracing::error!("the uplink has ended: {error}; it begins anew in {again}");
+        status.send_modify(|status| {
+            let why = format!("the uplink has ended: {error}");
+            status.state = LinkState::Unreachable { why };
+        });
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(wait) => {}
+        }
+        wait = (wait * 2).min(MAX_RESTART);
+    }
+}
+
 /// The address that a program on this data directory serves on, or served on when it was killed.
 pub(crate) fn running_http(data_dir: &Path) -> Option<SocketAddr> {
     let text = fs::read_to_string(data_dir.join(HTTP_ADDRESS_FILE)).ok()?;
@@ -259,7 +300,17 @@ fn app(
         role: Role::Edge,
         // A link that is down is no reason to take the local page away.
         ready: Arc::new(|| Ok(())),
-        status: Arc::new(move || status::json(&about, &link.borrow(), &inputs)),
+        status: {
+            let store = store.clone();
+            Arc::new(move || {
+                status::json(
+                    &about,
+                    &link.borrow(),
+                    &inputs,
+                    &status::DiskState::of(&store),
+                )
+            })
+        },
     }
 }
 
@@ -361,6 +412,7 @@ async fn scrub(store: Store, settings: ScrubSettings, stop: CancellationToken) {
 async fn janitor(store: Store, stop: CancellationToken) {
     let mut timer = interval(JANITOR_INTERVAL);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -381,8 +433,17 @@ async fn janitor(store: Store, stop: CancellationToken) {
                 );
             }
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::error!("failed to make room: {error}"),
+            Ok(Err(error)) => {
+                // A disk that fails fails each time.
+                let error = error.to_string();
+                if told.as_ref() != Some(&error) {
+                    tracing::error!("failed to make room: {error}");
+                    told = Some(error);
+                }
+                continue;
+            }
             Err(error) => tracing::error!("failed to make room: {error}"),
         }
+        told = None;
     }
 }

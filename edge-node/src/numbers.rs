@@ -2,7 +2,8 @@
 //!
 //! Keeps invariant 2 where the catalog can't: a wiped disk loses the catalog, not `identity/numbers.toml`.
 //! A reservation is durable before its first number is used; what is not used of it is given back when the
-//! program ends in order, and lost when it is killed and the catalog with it.
+//! program ends in order, and lost when it is killed: while the disk failed its numbers went out from memory,
+//! and no catalog tells of them.
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +17,9 @@ use program::durable;
 
 /// Numbers a reservation holds: one durable write in half an hour of video.
 const STEP: u64 = 1_000;
+/// A reservation is renewed while this many of its numbers are left: with two-second segments a disk that
+/// takes no reservation is gone on without for half an hour.
+const RENEW_BELOW: u64 = 1_000;
 const FILE: &str = "numbers.toml";
 /// Longest file that is read; [`crate::config::MAX_STREAMS`] lines of 100 bytes fit many times.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -48,8 +52,6 @@ struct Reservation {
     next: u64,
     /// The first number that is not reserved, as the file says.
     end: u64,
-    /// As the file said at the start: whether its numbers were used is not known here.
-    unseen: bool,
     /// The lowest number that the hub has not seen used.
     hub_floor: u64,
 }
@@ -78,15 +80,12 @@ impl Numbers {
         let streams = ends
             .into_iter()
             .map(|(stream, end)| {
-                (
-                    stream,
-                    Reservation {
-                        next: end,
-                        end,
-                        unseen: true,
-                        hub_floor: 0,
-                    },
-                )
+                let known = Reservation {
+                    next: end,
+                    end,
+                    hub_floor: 0,
+                };
+                (stream, known)
             })
             .collect();
         Ok(Self {
@@ -98,8 +97,8 @@ impl Numbers {
     /// The next number of a stream, never handed out before and not below `floor` (the lowest number that
     /// the catalog knows to be unused).
     ///
-    /// A floor within the last reservation means that the catalog saw every number of it that was used, so
-    /// the numbers go on there without a gap; any other floor says nothing of what a lost catalog knew.
+    /// At a start numbers go on at the end of the last reservation, which is where the last number was used
+    /// if the program ended in order.
     pub(crate) fn take(
         &self,
         stream: &StreamName,
@@ -109,34 +108,26 @@ impl Numbers {
         let known = streams.get(stream).copied().unwrap_or(Reservation {
             next: 0,
             end: 0,
-            unseen: false,
             hub_floor: 0,
         });
-        let seen_by_catalog = floor.0 > 0 && known.end.saturating_sub(floor.0) < STEP;
-        let number = if known.unseen && floor.0 < known.end && seen_by_catalog {
-            floor.0
-        } else {
-            known.next.max(floor.0)
-        }
-        .max(known.hub_floor);
+        let number = known.next.max(floor.0).max(known.hub_floor);
         let exhausted = || NumbersError::Exhausted {
             stream: stream.clone(),
         };
         let next = number.checked_add(1).ok_or_else(exhausted)?;
         let mut end = known.end;
-        if next > end {
-            end = number.checked_add(STEP).ok_or_else(exhausted)?;
-            self.write(&streams, stream, end)?;
+        if next.saturating_add(RENEW_BELOW) > end {
+            let new_end = next.checked_add(RENEW_BELOW + STEP).ok_or_else(exhausted)?;
+            match self.write(&streams, stream, new_end) {
+                Ok(()) => end = new_end,
+                // There are some left: the disk may be well again before they are used.
+                Err(error) if next <= end => {
+                    tracing::debug!(%stream, left = end - next, %error, "failed to reserve numbers");
+                }
+                Err(error) => return Err(error),
+            }
         }
-        streams.insert(
-            stream.clone(),
-            Reservation {
-                next,
-                end,
-                unseen: false,
-                hub_floor: known.hub_floor,
-            },
-        );
+        streams.insert(stream.clone(), Reservation { next, end, ..known });
         Ok(SegmentNumber(number))
     }
 
@@ -153,7 +144,6 @@ impl Numbers {
                 let raised = Reservation {
                     next: floor.0,
                     end: floor.0,
-                    unseen: false,
                     hub_floor: floor.0,
                 };
                 streams.insert(stream.clone(), raised);
@@ -171,14 +161,7 @@ impl Numbers {
         let Reservation { next, end, .. } = known;
         if next < end {
             self.write(&streams, stream, next)?;
-            streams.insert(
-                stream.clone(),
-                Reservation {
-                    end: next,
-                    unseen: false,
-                    ..known
-                },
-            );
+            streams.insert(stream.clone(), Reservation { end: next, ..known });
         }
         Ok(())
     }
@@ -262,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_without_a_gap_when_ended_in_order_or_when_the_catalog_is_there() {
+    fn goes_on_without_a_gap_when_ended_in_order_and_above_all_when_killed() {
         let dir = tempfile::tempdir().unwrap();
         let numbers = Numbers::open(dir.path()).unwrap();
         assert_eq!((take(&numbers, 0), take(&numbers, 0)), (0, 1));
@@ -271,23 +254,38 @@ mod tests {
         assert_eq!(take(&numbers, 0), 2);
         drop(numbers);
         let numbers = Numbers::open(dir.path()).unwrap();
-        assert_eq!(
-            take(&numbers, 0),
-            1_002,
-            "catalog wiped: over the reservation"
-        );
+        assert_eq!(take(&numbers, 0), 2_003, "killed: over the reservation");
         drop(numbers);
         let numbers = Numbers::open(dir.path()).unwrap();
         assert_eq!(
-            take(&numbers, 1_003),
-            1_003,
-            "catalog there: after the last"
+            take(&numbers, 2_004),
+            4_004,
+            "the catalog may not have seen all: numbers went out from memory"
         );
         drop(numbers);
         let numbers = Numbers::open(dir.path()).unwrap();
         assert_eq!(take(&numbers, 7_000), 7_000, "the hub has seen more");
         assert_eq!(take(&numbers, 0), 7_001);
         assert_eq!(take(&numbers, 9_000), 9_000);
+    }
+
+    #[test]
+    fn a_reservation_that_cannot_be_renewed_is_used_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = dir.path().join("identity");
+        fs::create_dir(&identity).unwrap();
+        let numbers = Numbers::open(&identity).unwrap();
+        assert_eq!(take(&numbers, 0), 0);
+        // A folder that is gone takes no file, whoever asks.
+        let away = dir.path().join("away");
+        fs::rename(&identity, &away).unwrap();
+        for expected in 1..=RENEW_BELOW + STEP {
+            assert_eq!(take(&numbers, 0), expected);
+        }
+        let error = numbers.take(&gate(), SegmentNumber(0)).unwrap_err();
+        assert!(matches!(error, NumbersError::Io { .. }), "{error}");
+        fs::rename(&away, &identity).unwrap();
+        assert_eq!(take(&numbers, 0), RENEW_BELOW + STEP + 1);
     }
 
     #[test]
@@ -298,8 +296,8 @@ mod tests {
         assert_eq!(numbers.take(&low, SegmentNumber(5)).unwrap().0, 5);
         assert_eq!(take(&numbers, 0), 0);
         let numbers = Numbers::open(dir.path()).unwrap();
-        assert_eq!(numbers.take(&low, SegmentNumber(0)).unwrap().0, 1_005);
-        assert_eq!(take(&numbers, 0), 1_000);
+        assert_eq!(numbers.take(&low, SegmentNumber(0)).unwrap().0, 2_006);
+        assert_eq!(take(&numbers, 0), 2_001);
     }
 
     #[test]

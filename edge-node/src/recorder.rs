@@ -14,7 +14,7 @@ use model::{
     BootTime, MAX_SEGMENT_BYTES, MediaDuration, MediaTime, RunInfo, SegmentNumber, StreamName,
     WallTime,
 };
-use store::{OpenSegment, Progress, SegmentWriter, Store, StoreError};
+use store::{EdgeWriter, OpenSegment, Progress, Store, StoreError};
 
 use crate::{
     clock::Clock,
@@ -63,7 +63,12 @@ pub(crate) enum RecordError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Numbers(#[from] NumbersError),
+    #[error("the disk has not taken the last segments: it is full or slow")]
+    Unwritten,
 }
+
+/// At the end of the sources the disk is given this long to take what was cut last.
+pub(crate) const MAX_LAST_WRITE: Duration = Duration::from_secs(10);
 
 type Result<T> = std::result::Result<T, RecordError>;
 
@@ -73,6 +78,8 @@ pub(crate) struct Recorder {
     store: Store,
     numbers: Numbers,
     clock: Clock,
+    /// The lowest number that the catalog knew to be unused when it was last read.
+    floor: SegmentNumber,
     segmenter: Segmenter,
     cuts: Vec<Cut>,
     next_wall: WallClock,
@@ -85,6 +92,8 @@ pub(crate) struct Recorder {
     last_number: Option<SegmentNumber>,
     closed: u64,
     closed_bytes: u64,
+    /// The source loses nothing by waiting for the disk; any other goes on from memory.
+    waits: bool,
 }
 
 /// Between segments and within one.
@@ -99,9 +108,9 @@ enum State {
     Open(Run, Box<Segment>),
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Run {
-    number: SegmentNumber,
+    info: RunInfo,
     wall_start: WallTime,
     media_start: MediaTime,
     /// Where it began on the clock of this boot; None for what has a time of its own.
@@ -109,7 +118,7 @@ struct Run {
 }
 
 struct Segment {
-    writer: SegmentWriter,
+    writer: EdgeWriter,
     wall_start: WallTime,
     /// Of its parts so far.
     duration: MediaDuration,
@@ -146,6 +155,7 @@ impl Recorder {
             store,
             numbers,
             clock,
+            floor: SegmentNumber::default(),
             segmenter,
             cuts: Vec::new(),
             next_wall: WallClock::Arrival,
@@ -157,6 +167,7 @@ impl Recorder {
             last_number: None,
             closed: 0,
             closed_bytes: 0,
+            waits: false,
         })
     }
 
@@ -182,6 +193,22 @@ impl Recorder {
         }
     }
 
+    /// Whether what comes next is from a source that can wait, which is held back where others are evicted.
+    pub(crate) fn set_waits(&mut self, waits: bool) {
+        self.waits = waits;
+    }
+
+    /// Waits until the disk has taken what a source that can wait has cut, or for so long. False: it has
+    /// not. An error: waiting does not help.
+    pub(crate) fn wait_for_disk(&self, limit: Duration) -> Result<bool> {
+        Ok(!self.waits || self.store.wait_for_disk(&self.stream, limit)?)
+    }
+
+    /// Little room is left, and a source that can wait must.
+    pub(crate) fn should_hold_back(&self) -> Result<bool> {
+        Ok(self.store.should_hold_back()?)
+    }
+
     /// Takes the next event of the source.
     pub(crate) fn take(&mut self, event: SourceEvent) -> Result<()> {
         if let SourceEvent::AccessUnit(unit) = &event {
@@ -194,7 +221,8 @@ impl Recorder {
         result
     }
 
-    /// The sources have ended: closes what is open and gives unused numbers back.
+    /// The sources have ended: closes what is open, waits a while for the disk, and gives unused numbers back.
+    /// Live video that the disk has not taken is shipped from memory.
     pub(crate) fn finish(&mut self) -> Result<()> {
         let mut cuts = Vec::new();
         self.segmenter.finish(&mut cuts);
@@ -207,21 +235,29 @@ impl Recorder {
             forced = counters.forced,
             "cut"
         );
-        self.numbers.give_back(&self.stream)?;
+        let written = self.store.wait_for_all(&self.stream, MAX_LAST_WRITE);
+        if self.waits && !written? {
+            return Err(RecordError::Unwritten);
+        }
+        if let Err(error) = self.numbers.give_back(&self.stream) {
+            // The next start goes on above them.
+            tracing::debug!(stream = %self.stream, %error, "failed to give numbers back");
+        }
         Ok(())
     }
 
     /// Stops within the source, which goes on later behind what is here: closes what is open as it is.
     pub(crate) fn pause(&mut self) -> Result<()> {
-        match std::mem::replace(&mut self.state, State::Idle) {
-            State::Open(_, segment) if segment.duration > MediaDuration::ZERO => {
-                let Segment {
-                    writer, duration, ..
-                } = *segment;
-                writer.close_early(duration)?;
-            }
-            // One without a part is closed as empty by whoever opens the next.
-            _ => {}
+        if let State::Open(_, segment) = std::mem::replace(&mut self.state, State::Idle) {
+            let Segment {
+                writer, duration, ..
+            } = *segment;
+            // One without a part is a number with nothing in it.
+            writer.close_early(duration);
+        }
+        let written = self.store.wait_for_all(&self.stream, MAX_LAST_WRITE);
+        if self.waits && !written? {
+            return Err(RecordError::Unwritten);
         }
         self.numbers.give_back(&self.stream)?;
         Ok(())
@@ -264,7 +300,7 @@ impl Recorder {
                 State::Between(run),
             ) => {
                 let number = self.next_number()?;
-                self.open(run, number, media_start, independent)?
+                self.open(run, number, media_start, independent)
             }
             (
                 Cut::Part {
@@ -276,20 +312,23 @@ impl Recorder {
             ) => {
                 let whole = segment.writer.bytes().saturating_add(bytes.len() as u64);
                 if whole > MAX_SEGMENT_BYTES {
-                    return Err(self.wrong(run, format!("over {MAX_SEGMENT_BYTES} bytes")));
+                    return Err(self.wrong(run.info.run, format!("over {MAX_SEGMENT_BYTES} bytes")));
                 }
-                segment.writer.append(&bytes)?;
-                segment.writer.finish_part(duration, independent)?;
+                segment.writer.append_part(bytes, duration, independent);
                 segment.duration += duration;
                 State::Open(run, segment)
             }
             (Cut::Close { duration }, State::Open(run, segment)) => {
                 let duration = duration - segment.before;
-                let info = segment.writer.close(duration, None)?;
+                let number = segment.writer.number();
+                let bytes = segment.writer.bytes();
+                if segment.writer.close(duration).is_none() {
+                    tracing::warn!(stream = %self.stream, number = number.0, "memory had no room for a segment: it is a hole");
+                }
                 self.last_end = Some(segment.wall_start.plus(duration));
-                self.last_number = Some(info.number);
+                self.last_number = Some(number);
                 self.closed += 1;
-                self.closed_bytes += info.bytes;
+                self.closed_bytes += bytes;
                 State::Between(run)
             }
             // The segmenter's order is `Run (Open Part+ Close)+`: nothing else comes.
@@ -305,17 +344,9 @@ impl Recorder {
         independent: bool,
     ) -> Result<State> {
         let (wall_start, boot_start) = self.wall_of_run(media_start);
-        self.store.register_stream(&self.stream, None)?;
-        if self.by_run {
-            self.store.mark_recorded(&self.stream)?;
-        }
+        self.note_recorded()?;
         let number = self.next_number()?;
-        let info = RunInfo {
-            run: number,
-            codecs: format.codecs,
-            resolution: format.resolution,
-            target_duration_s: format.target_duration_s,
-        };
+        let info = run_info(number, format);
         tracing::info!(
             stream = %self.stream,
             run = %number,
@@ -323,14 +354,13 @@ impl Recorder {
             resolution = info.resolution.map(|(w, h)| format!("{w}x{h}")),
             "a run begins"
         );
-        self.store.put_run(&self.stream, &info)?;
         let run = Run {
-            number,
+            info,
             wall_start,
             media_start,
             boot_start,
         };
-        self.open(run, number, media_start, independent)
+        Ok(self.open(run, number, media_start, independent))
     }
 
     /// When a run that begins here begins: on the wall clock and, where it comes live, on the boot's.
@@ -357,10 +387,10 @@ impl Recorder {
     fn pass(&mut self, resume: Resume, cut: Cut, state: State) -> Result<State> {
         Ok(match (cut, state) {
             (Cut::Run(format), _) => State::NewRun(format),
-            (Cut::Open { media_start, .. }, State::NewRun(_)) => {
+            (Cut::Open { media_start, .. }, State::NewRun(format)) => {
                 let (wall_start, boot_start) = self.wall_of_run(media_start);
                 let run = Run {
-                    number: resume.run(),
+                    info: run_info(resume.run(), format),
                     wall_start,
                     media_start,
                     boot_start,
@@ -384,7 +414,7 @@ impl Recorder {
                     // From here on it is new.
                     self.resume = None;
                     let number = self.next_number()?;
-                    self.state = self.open(run, number, passed.at, independent)?;
+                    self.state = self.open(run, number, passed.at, independent);
                     if let State::Open(_, segment) = &mut self.state {
                         segment.before = passed.at - passed.start;
                     }
@@ -406,10 +436,31 @@ impl Recorder {
         })
     }
 
-    /// Above all that the catalog knows to be used; a renumbering may have used more since the last one.
-    fn next_number(&self) -> Result<SegmentNumber> {
-        let floor = self.store.floor(&self.stream)?;
-        Ok(self.numbers.take(&self.stream, floor)?)
+    /// Above all that the catalog knows to be used; a renumbering may have used more since the last one. While
+    /// the disk fails nothing is renumbered.
+    fn next_number(&mut self) -> Result<SegmentNumber> {
+        match self.store.floor(&self.stream) {
+            Ok(floor) => self.floor = floor,
+            Err(StoreError::NoSuchStream(_)) => {}
+            Err(error) if error.disk_fault().is_some() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(self.numbers.take(&self.stream, self.floor)?)
+    }
+
+    /// `run` records this stream. Live video goes on where the disk can't be told: the next run tells it.
+    fn note_recorded(&mut self) -> Result<()> {
+        if !self.by_run {
+            return Ok(());
+        }
+        let noted = self
+            .store
+            .register_stream(&self.stream, None)
+            .and_then(|()| self.store.mark_recorded(&self.stream));
+        match noted {
+            Err(error) if !self.waits && error.disk_fault().is_some() => Ok(()),
+            noted => Ok(noted?),
+        }
     }
 
     fn open(
@@ -418,28 +469,25 @@ impl Recorder {
         number: SegmentNumber,
         media_start: MediaTime,
         independent: bool,
-    ) -> Result<State> {
+    ) -> State {
         // A source that stayed in the run has no use for a wall clock of its own.
         if matches!(self.next_wall, WallClock::At(_)) {
             self.next_wall = WallClock::GoesOn;
         }
         let elapsed = media_start - run.media_start;
         let wall_start = run.wall_start.plus(elapsed).in_calendar();
-        let segment = OpenSegment {
+        let open = OpenSegment {
             number,
-            run: run.number,
+            run: run.info.run,
             wall_start,
             media_start,
             independent,
         };
-        let writer = match run.boot_start {
-            Some(began) => {
-                let at = began.plus(elapsed);
-                self.store.open_live_segment(&self.stream, segment, at)?
-            }
-            None => self.store.open_segment(&self.stream, segment)?,
-        };
-        Ok(State::Open(
+        let boot = run.boot_start.map(|began| began.plus(elapsed));
+        let writer = self
+            .store
+            .record(&self.stream, &run.info, open, boot, self.waits);
+        State::Open(
             run,
             Box::new(Segment {
                 writer,
@@ -447,15 +495,24 @@ impl Recorder {
                 duration: MediaDuration::ZERO,
                 before: MediaDuration::ZERO,
             }),
-        ))
+        )
     }
 
-    fn wrong(&self, run: Run, what: String) -> RecordError {
+    fn wrong(&self, number: SegmentNumber, what: String) -> RecordError {
         RecordError::Store(StoreError::Segment {
             stream: self.stream.clone(),
-            number: run.number,
+            number,
             what,
         })
+    }
+}
+
+fn run_info(run: SegmentNumber, format: RunFormat) -> RunInfo {
+    RunInfo {
+        run,
+        codecs: format.codecs,
+        resolution: format.resolution,
+        target_duration_s: format.target_duration_s,
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use link::uplink::{LinkState, UplinkStatus};
 use model::{HoleReason, StreamName};
+use store::TroubleKind;
 use tokio::task::spawn_blocking;
 
 use crate::{ingest, node::Node};
@@ -40,7 +41,9 @@ impl Standing {
                 Some(_) => store.given_up(&name)?,
                 None => Vec::new(),
             };
-            let full = store.should_hold_back()?;
+            let trouble = store.disk_trouble();
+            let full = trouble.is_some_and(|trouble| trouble.kind == TroubleKind::Full)
+                || store.should_hold_back()?;
             Ok::<_, store::StoreError>((summary, full, ended, given_up))
         })
         .await??;

@@ -14,7 +14,7 @@ use model::{DeviceName, MediaDuration};
 use program::{clock::wall_now, exit::Failure, output};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use store::{Store, StreamState, StreamSummary};
+use store::{DiskTrouble, InMemory, MemoryCounters, Store, StreamState, StreamSummary};
 
 use crate::{
     config::Settings,
@@ -35,8 +35,26 @@ pub(crate) struct About {
     pub(crate) data_dir: PathBuf,
 }
 
+/// How the disk stands.
+#[derive(Debug, Default)]
+pub(crate) struct DiskState {
+    trouble: Option<DiskTrouble>,
+    memory: InMemory,
+    counters: MemoryCounters,
+}
+
+impl DiskState {
+    pub(crate) fn of(store: &Store) -> Self {
+        Self {
+            trouble: store.disk_trouble(),
+            memory: store.in_memory(),
+            counters: store.memory_counters(),
+        }
+    }
+}
+
 /// The edge's part of `GET /api/v1/status`.
-pub(crate) fn json(about: &About, link: &UplinkStatus, inputs: &Inputs) -> Value {
+pub(crate) fn json(about: &About, link: &UplinkStatus, inputs: &Inputs, disk: &DiskState) -> Value {
     let (state, reason, since) = match &link.state {
         LinkState::Connecting => ("connecting", None, None),
         LinkState::Connected { since, .. } => ("connected", None, Some(since.to_string())),
@@ -62,6 +80,15 @@ pub(crate) fn json(about: &About, link: &UplinkStatus, inputs: &Inputs) -> Value
             "loss": link.loss,
             "segments_stored": link.counters.segments_stored,
             "refused_streams": refused,
+        },
+        "disk": {
+            "state": disk.trouble.as_ref().map_or("ok", |trouble| trouble.kind.as_str()),
+            "reason": disk.trouble.as_ref().map(|trouble| trouble.what.clone()),
+            "since": disk.trouble.as_ref().map(|trouble| trouble.since.to_string()),
+            "memory_segments": disk.memory.segments,
+            "memory_bytes": disk.memory.bytes,
+            "through_memory": disk.counters.segments,
+            "lost": disk.counters.lost,
         },
         "inputs": inputs.json(),
     })
@@ -173,7 +200,17 @@ struct Shown {
     link: ShownLink,
     #[serde(default)]
     inputs: Vec<ShownInput>,
+    disk: Option<ShownDisk>,
     streams: Vec<ShownStream>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ShownDisk {
+    state: String,
+    reason: Option<String>,
+    memory_segments: u64,
+    memory_bytes: u64,
+    lost: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -246,6 +283,16 @@ impl Shown {
         text.push_str(&format!("data    {}\n", self.data_dir));
         if let Some(http) = &self.http {
             text.push_str(&format!("page    {http}\n"));
+        }
+        if let Some(disk) = self.disk.as_ref().filter(|disk| disk.state != "ok") {
+            text.push_str(&format!(
+                "disk    {}: {}; {} segments ({}) in memory, {} lost\n",
+                disk.state,
+                disk.reason.as_deref().unwrap_or("no reason given"),
+                disk.memory_segments,
+                ByteSize::b(disk.memory_bytes),
+                disk.lost
+            ));
         }
         text.push_str(&format!("link    {}\n", self.link.text()));
         if let Some(clock) = &self.link.clock {
@@ -384,7 +431,12 @@ mod tests {
         input.set(InputState::Waiting {
             why: "no data for 10 s".to_owned(),
         });
-        let mut answer = json(&about(), &link, &Inputs::new(vec![input]));
+        let mut answer = json(
+            &about(),
+            &link,
+            &Inputs::new(vec![input]),
+            &DiskState::default(),
+        );
         answer["http"] = json!("http://127.0.0.1:8081/");
         answer["streams"] = json!([{
             "name": "gate", "state": "live", "segments": 120, "bytes": 300_000_000u64,
@@ -413,7 +465,7 @@ gate    live        120   286.1 MiB  3 (7.2 MiB)             2026-05-01T08:00:00
             },
             ..UplinkStatus::default()
         };
-        let mut answer = json(&about(), &link, &Inputs::default());
+        let mut answer = json(&about(), &link, &Inputs::default(), &DiskState::default());
         answer["streams"] = json!([]);
         let text = serde_json::from_value::<Shown>(answer).unwrap().text();
         assert!(
@@ -421,6 +473,27 @@ gate    live        120   286.1 MiB  3 (7.2 MiB)             2026-05-01T08:00:00
             "{text}"
         );
         assert!(text.contains("no streams yet"), "{text}");
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_told() {
+        let disk = DiskState {
+            trouble: Some(DiskTrouble {
+                kind: store::TroubleKind::Full,
+                what: "/data/x: No space left on device".to_owned(),
+                since: WallTime(0),
+            }),
+            memory: InMemory {
+                segments: 3,
+                bytes: 3 << 20,
+            },
+            counters: MemoryCounters::default(),
+        };
+        let mut answer = json(&about(), &UplinkStatus::default(), &disk);
+        answer["streams"] = json!([]);
+        let text = serde_json::from_value::<Shown>(answer).unwrap().text();
+        let line = "disk    full: /data/x: No space left on device; 3 segments (3.0 MiB) in memory, 0 lost\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | scrub | a timer | reads stored segments again and compares their hashes |
 //! | catalog | the catalog's damage | ends the daemon, so that the next start rebuilds it |
 //! | foreign | a timer | notices what subcommands wrote to the catalog |
+//! | disk | a timer | looks at the disk; while it fails, tries it |
 //!
 //! A task that ends by itself ends the daemon: a hub that only looks alive is worse than one that its
 //! service manager starts again. The first signal ends all in order, the second at once.
@@ -147,6 +148,10 @@ async fn serve(settings: Settings, signals: Shutdown) -> Result<()> {
         "foreign",
         forever(upkeep::notice_foreign_writes(store.clone(), stop.clone())),
     );
+    tasks.spawn(
+        "disk",
+        forever(upkeep::check_disk(store.clone(), stop.clone())),
+    );
     let addresses = Addresses {
         http: http_address,
         admin: admin_address,
@@ -175,7 +180,7 @@ fn open_store(settings: &Settings) -> Result<Store> {
             reserve_bytes: settings.reserve_bytes,
             keep_unshipped: false,
         },
-        sync_parts: false,
+        ..StoreOptions::default()
     };
     let began = Instant::now();
     let (store, found) = Store::open(&settings.data_dir, options)?;
@@ -220,13 +225,17 @@ pub(crate) const DEVICES_LOST: &str = "devices and their keys were lost with the
 /// What pages and routes ask of the hub.
 fn app(store: Store, link: watch::Receiver<DownlinkStatus>) -> App {
     let ready = link.clone();
+    let disk = store.clone();
     App {
         store,
         role: Role::Hub,
-        ready: Arc::new(move || match ready.borrow().listening {
-            Some(_) => Ok(()),
-            None => Err("the link's socket is not bound yet".to_owned()),
-        }),
+        ready: Arc::new(
+            move || match (ready.borrow().listening, disk.disk_trouble()) {
+                (None, _) => Err("the link's socket is not bound yet".to_owned()),
+                (_, Some(trouble)) => Err(format!("the disk fails: {}", trouble.what)),
+                (Some(_), None) => Ok(()),
+            },
+        ),
         status: Arc::new(move || {
             let link = link.borrow();
             let sessions: Vec<_> = link.sessions.iter().map(admin::session_json).collect();

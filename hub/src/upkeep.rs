@@ -17,10 +17,26 @@ const JANITOR_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two looks at the catalog for foreign writes; subcommands promise effect within 2 s.
 const FOREIGN_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Between two looks at the disk.
+const DISK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Looks at the disk again and again; the store says when it begins to fail and when it works again.
+pub(crate) async fn check_disk(store: Store, stop: CancellationToken) {
+    every(DISK_INTERVAL, stop, || {
+        let store = store.clone();
+        async move {
+            if let Err(error) = blocking(move || Ok(store.check_disk()?)).await {
+                tracing::debug!(error = %format_args!("{error:#}"), "the disk fails");
+            }
+        }
+    })
+    .await;
+}
+
 /// Carries out retention again and again. A round that fails is told and tried again.
 pub(crate) async fn janitor(store: Store, stop: CancellationToken) {
     every(JANITOR_INTERVAL, stop, || {
-        let store = store.clone();
+        let (store, told) = (store.clone(), store.clone());
         async move {
             let round = move || {
                 store.expire_tokens(clock::wall_now())?;
@@ -32,6 +48,10 @@ pub(crate) async fn janitor(store: Store, stop: CancellationToken) {
                     tracing::info!(deleted = done.deleted, bytes = done.deleted_bytes, forced = done.forced, "retention removed segments");
                 }
                 Ok(_) => {}
+                // Told by the look at the disk, once.
+                Err(error) if told.disk_trouble().is_some() => {
+                    tracing::debug!(error = %format_args!("{error:#}"), "retention failed");
+                }
                 Err(error) => tracing::error!(error = %format_args!("{error:#}"), "retention failed; trying again"),
             }
         }

@@ -8,6 +8,7 @@
 
 mod clock;
 mod common;
+mod disk;
 mod flood;
 mod http;
 mod line;
@@ -19,6 +20,7 @@ mod random_video;
 
 pub use clock::FakeClock;
 pub use common::{assert_all_at_hub, camera, numbers};
+pub use disk::{Faults, Mount, may_mount, wait_for_log};
 pub use flood::{Flood, Sent, hub_key};
 pub use http::{Response, get, get_with, playlist};
 pub use line::Line;

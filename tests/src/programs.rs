@@ -59,6 +59,7 @@ pub(crate) fn free_port() -> Result<u16> {
 pub struct Hub {
     dir: PathBuf,
     config: PathBuf,
+    log: PathBuf,
     link: u16,
     http: u16,
     admin: u16,
@@ -70,26 +71,32 @@ pub struct Hub {
 impl Hub {
     /// Starts a hub in `dir` and waits until it is ready.
     pub fn start(dir: &Path) -> Result<Self> {
-        Self::start_as(dir, "", &[], None)
+        Self::start_as(dir, &dir.join("log"), "", &[], None)
+    }
+
+    /// The same with its log elsewhere: the disk of `dir` is about to fail.
+    pub fn start_logging(dir: &Path, log: &Path) -> Result<Self> {
+        Self::start_as(dir, log, "", &[], None)
     }
 
     /// The same with a configuration: the text of its `hub.toml`, without addresses.
     pub fn start_configured(dir: &Path, config: &str) -> Result<Self> {
-        Self::start_as(dir, config, &[], None)
+        Self::start_as(dir, &dir.join("log"), config, &[], None)
     }
 
     /// The same with more flags of `hub serve`, also when it is started again.
     pub fn start_with(dir: &Path, args: &[&str]) -> Result<Self> {
-        Self::start_as(dir, "", args, None)
+        Self::start_as(dir, &dir.join("log"), "", args, None)
     }
 
     /// The same with a wall clock of its own.
     pub fn start_by(dir: &Path, clock: Option<&FakeClock>) -> Result<Self> {
-        Self::start_as(dir, "", &[], clock)
+        Self::start_as(dir, &dir.join("log"), "", &[], clock)
     }
 
     fn start_as(
         dir: &Path,
+        log: &Path,
         config: &str,
         args: &[&str],
         clock: Option<&FakeClock>,
@@ -100,6 +107,7 @@ impl Hub {
         let mut hub = Self {
             dir: dir.to_owned(),
             config: file,
+            log: log.to_owned(),
             link: free_port()?,
             http: free_port()?,
             admin: free_port()?,
@@ -141,7 +149,7 @@ impl Hub {
 
     /// Starts the program again and waits for nothing.
     pub fn begin(&mut self) -> Result<()> {
-        let log = append(&self.dir.join("log"))?;
+        let log = append(&self.log)?;
         let mut command = Command::new(program("hub"));
         command
             .arg("serve")
@@ -229,7 +237,7 @@ impl Hub {
 
     /// All that the hub logged, for a failing test's message.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 
@@ -246,6 +254,8 @@ impl Drop for Hub {
 pub struct Edge {
     dir: PathBuf,
     clock: Option<FakeClock>,
+    log: PathBuf,
+    env: Vec<(String, String)>,
 }
 
 impl Edge {
@@ -256,10 +266,7 @@ impl Edge {
 
     /// Enrols over another address than the hub's own, such as a [`crate::Line`]'s.
     pub fn enrol_over(dir: &Path, hub: &Hub, name: &str, address: SocketAddr) -> Result<Self> {
-        let edge = Self {
-            dir: dir.to_owned(),
-            clock: None,
-        };
+        let edge = Self::unknown(dir);
         let url = hub.enrolment(name, address)?;
         let out = edge.command(&["enroll", &url])?;
         ensure!(out.0.success(), "enroll: {}\n{}", out.1, hub.log());
@@ -271,12 +278,24 @@ impl Edge {
         Self {
             dir: dir.to_owned(),
             clock: None,
+            log: dir.join("log"),
+            env: Vec::new(),
         }
     }
 
     /// What is pushed from now on goes by this wall clock.
     pub fn set_clock(&mut self, clock: &FakeClock) {
         self.clock = Some(clock.clone());
+    }
+
+    /// Logs elsewhere from now on: the disk of its directory is about to fail.
+    pub fn log_to(&mut self, log: &Path) {
+        log.clone_into(&mut self.log);
+    }
+
+    /// A variable for what is started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -287,6 +306,7 @@ impl Edge {
     pub fn command(&self, args: &[&str]) -> Result<(ExitStatus, String)> {
         let out = Command::new(program("edge-node"))
             .args(args.iter().take(1))
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("--data-dir")
             .arg(&self.dir)
             .args(args.iter().skip(1))
@@ -314,12 +334,13 @@ impl Edge {
 
     fn spawn(&self, command: &str, args: &[&str], stdin: Stdio) -> Result<Push> {
         fs::create_dir_all(&self.dir)?;
-        let log = append(&self.dir.join("log"))?;
+        let log = append(&self.log)?;
         let mut edge = Command::new(program("edge-node"));
         edge.arg(command)
             .arg("--data-dir")
             .arg(&self.dir)
             .args(args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(stdin)
             .stdout(log.try_clone()?)
             .stderr(log);
@@ -331,7 +352,7 @@ impl Edge {
             .with_context(|| format!("edge-node {command}"))?;
         Ok(Push {
             child: Some(child),
-            dir: self.dir.clone(),
+            log: self.log.clone(),
         })
     }
 
@@ -369,7 +390,7 @@ pub fn segments(data_dir: &Path, stream: &str) -> Result<Vec<(u64, String)>> {
 /// A running `edge-node push` (or another subcommand).
 pub struct Push {
     child: Option<Child>,
-    dir: PathBuf,
+    log: PathBuf,
 }
 
 impl Push {
@@ -414,8 +435,13 @@ impl Push {
         usage(self.child.as_ref().context("ended already")?.id())
     }
 
+    /// Where it logs; stays after its end.
+    pub fn log_path(&self) -> PathBuf {
+        self.log.clone()
+    }
+
     pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 

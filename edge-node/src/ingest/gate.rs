@@ -50,6 +50,11 @@ impl Gate {
         self.0.store(standing.holds_back(), Ordering::Relaxed);
     }
 
+    /// Closes it until the next look.
+    pub(crate) fn close(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

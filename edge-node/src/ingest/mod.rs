@@ -32,7 +32,7 @@ use std::{
 };
 
 use media::access_unit::SourceEvent;
-use model::SegmentNumber;
+use model::{MediaDuration, MediaTime, SegmentNumber};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use gate::{Gate, Standing};
@@ -181,6 +181,39 @@ struct Feed<'a> {
     can_wait: bool,
     /// Access units of this source so far.
     units: u64,
+    pace: Pace,
+    /// Segments cut when room was last asked for.
+    cut: u64,
+}
+
+/// How far a source that can't wait runs ahead of the clock: one that does is no camera, and can wait.
+#[derive(Debug, Default)]
+struct Pace {
+    first: Option<(MediaTime, Instant)>,
+    last: Option<MediaTime>,
+    ahead: Duration,
+}
+
+/// A camera's buffer, a pipe's and a key-frame distance together are shorter.
+const MAX_AHEAD: Duration = Duration::from_secs(60);
+
+/// A step of the source's clock beyond this says nothing of its pace.
+const MAX_STEP: MediaDuration = MediaDuration(10 * 90_000);
+
+impl Pace {
+    fn note(&mut self, dts: MediaTime, now: Instant) {
+        let last = self.last.replace(dts).unwrap_or(dts);
+        if dts - last > MAX_STEP || last - dts > MAX_STEP {
+            self.first = None;
+        }
+        let (first, at) = *self.first.get_or_insert((dts, now));
+        let media = (dts - first).max(MediaDuration::ZERO).to_duration();
+        self.ahead = media.saturating_sub(now.saturating_duration_since(at));
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.ahead > MAX_AHEAD
+    }
 }
 
 impl<'a> Feed<'a> {
@@ -203,6 +236,8 @@ impl<'a> Feed<'a> {
             max_rate: DEFAULT_MAX_RATE,
             can_wait: true,
             units: 0,
+            pace: Pace::default(),
+            cut: 0,
         }
     }
 }
@@ -213,11 +248,17 @@ impl Feed<'_> {
         self.units = 0;
         self.warnings = Warnings::default();
         tracing::debug!(%source, "reading");
-        self.can_wait = !source.is_live();
         let result = match source {
-            SourceName::Stdin => stdin::read(source, self),
-            SourceName::Udp(address) => udp::read(source, address, self.max_rate, self),
+            SourceName::Stdin => {
+                self.set_can_wait(false);
+                stdin::read(source, self)
+            }
+            SourceName::Udp(address) => {
+                self.set_can_wait(false);
+                udp::read(source, address, self.max_rate, self)
+            }
             SourceName::File(path) => {
+                self.set_can_wait(true);
                 self.input.set(InputState::Recording);
                 file::read(source, path, self)
             }
@@ -231,6 +272,40 @@ impl Feed<'_> {
         }
         let (units, warnings) = (self.units, self.warnings.total());
         tracing::info!(%source, bytes, access_units = units, warnings, "read to the end");
+        Ok(())
+    }
+
+    fn set_can_wait(&mut self, can_wait: bool) {
+        self.can_wait = can_wait;
+        self.recorder.set_waits(can_wait);
+        self.pace = Pace::default();
+    }
+
+    /// Waits for the disk and for room on it, if this source can.
+    fn hold_back(&mut self) -> Result<(), Halt> {
+        let closed = self.recorder.closed();
+        let cut = std::mem::replace(&mut self.cut, closed) != closed;
+        let waits = self.can_wait || self.pace.runs_ahead();
+        if cut && waits {
+            // Asked with each segment: the timer's look is too late for a source this fast.
+            let full = self.recorder.should_hold_back().map_err(Halt::Record)?;
+            if full {
+                self.gate.close();
+            }
+        }
+        while self.can_wait
+            && !self
+                .recorder
+                .wait_for_disk(MAX_SLEEP)
+                .map_err(Halt::Record)?
+        {
+            if self.stop.is_cancelled() {
+                return Err(Halt::Asked);
+            }
+        }
+        if waits && self.gate.is_closed() && !self.gate.pass(self.stop) {
+            return Err(Halt::Asked);
+        }
         Ok(())
     }
 
@@ -255,6 +330,7 @@ impl Feed<'_> {
             SourceEvent::AccessUnit(ref unit) => {
                 self.units += 1;
                 let dts = unit.dts;
+                self.pace.note(dts, Instant::now());
                 if let Some(pacer) = &mut self.pacer {
                     let wait = pacer.wait(dts, Instant::now());
                     self.sleep(wait)?;
@@ -278,10 +354,7 @@ impl Feed<'_> {
         result.map_err(Halt::Record)?;
         self.tally
             .set_cut(self.recorder.closed(), self.recorder.closed_bytes());
-        if self.can_wait && self.gate.is_closed() && !self.gate.pass(self.stop) {
-            return Err(Halt::Asked);
-        }
-        Ok(())
+        self.hold_back()
     }
 
     /// Closes what is open; what comes next begins a new run.

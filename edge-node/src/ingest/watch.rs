@@ -42,7 +42,7 @@ use crate::{
     inputs::{Count, Input, InputState},
     numbers::Numbers,
     progress::Tally,
-    recorder::{RecordError, Recorder, RecorderConfig, WallClock},
+    recorder::{MAX_LAST_WRITE, RecordError, Recorder, RecorderConfig, WallClock},
 };
 
 /// A file that the disk does not give is tried again so often, and so long after the last time.
@@ -217,6 +217,10 @@ impl Watching<'_> {
                 return Ok(());
             }
             tracing::info!(file = %path.display(), "another file of this name: taken anew");
+        }
+        // How far a file was taken is what the disk has of it.
+        if !watch.store.wait_for_all(stream, MAX_LAST_WRITE)? {
+            return Err(RecordError::Unwritten);
         }
         let target_ms = u64::try_from(watch.config.target_duration.as_millis());
         let begun = watch

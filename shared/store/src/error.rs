@@ -15,6 +15,12 @@ pub enum StoreError {
     /// The disk's fault: full, read-only, gone, slow to die.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
+    /// The data directory is not there, or another one is in its place: the disk's fault, or an operator's.
+    #[error("{path} is gone: is its disk mounted?")]
+    Vanished { path: PathBuf },
+    /// The disk fails, as was told when it began.
+    #[error("{0}")]
+    Failing(String),
     /// The catalog's disk, or a damaged catalog (then [`StoreError::is_damage`]).
     #[error("catalog {path}: {source}{}", damage_hint(source))]
     Catalog {

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -239,6 +239,66 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
         .map_err(io::Error::from)
         .at(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Whether the file system that holds `path` takes anything at all.
+pub(crate) fn writable(path: &Path) -> Result<()> {
+    let stat = rustix::fs::statvfs(path)
+        .map_err(io::Error::from)
+        .at(path)?;
+    if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem)).at(path);
+    }
+    // Some file systems count no inodes.
+    if stat.f_bavail == 0 || (stat.f_files > 0 && stat.f_ffree == 0) {
+        return Err(io::Error::from(io::ErrorKind::StorageFull)).at(path);
+    }
+    Ok(())
+}
+
+/// Bytes written to see whether a disk works: a segment of a good camera, so that a disk on the edge of full
+/// is not taken for well with each segment.
+const TRY_BYTES: usize = 2 << 20;
+
+/// Writes a file, durably, and removes it.
+pub(crate) fn try_writing(folder: &Path) -> Result<()> {
+    let path = folder.join("try.tmp");
+    let tried = File::create(&path)
+        .and_then(|mut file| {
+            file.write_all(&vec![0; TRY_BYTES])?;
+            file.sync_all()
+        })
+        .at(&path);
+    remove(&path)?;
+    tried
+}
+
+/// What lies ready to be given up so that a full disk can still be told what to delete: the catalog writes
+/// before it deletes. Enough for its log of a few hundred rows.
+const BALLAST_BYTES: u64 = 1 << 20;
+
+fn ballast(data_dir: &Path) -> PathBuf {
+    data_dir.join("ballast")
+}
+
+/// Lays ballast in, where there is room.
+pub(crate) fn lay_ballast(data_dir: &Path) -> Result<()> {
+    let path = ballast(data_dir);
+    if fs::metadata(&path).is_ok_and(|meta| meta.len() == BALLAST_BYTES) {
+        return Ok(());
+    }
+    let file = File::create(&path).at(&path)?;
+    let laid = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BALLAST_BYTES);
+    if let Err(error) = laid {
+        remove(&path)?;
+        return Err(io::Error::from(error)).at(&path);
+    }
+    Ok(())
+}
+
+/// Throws it overboard.
+pub(crate) fn drop_ballast(data_dir: &Path) -> Result<()> {
+    remove(&ballast(data_dir))
 }
 
 #[cfg(test)]

@@ -14,7 +14,9 @@ use model::{HoleReason, SegmentNumber, StreamName, WallTime};
 use crate::{
     JanitorReport, Store,
     catalog::{
-        live, segments, spans,
+        live,
+        segments::{self, AtHub},
+        spans,
         streams::{self, StreamRow},
     },
     error::Result,
@@ -22,7 +24,7 @@ use crate::{
     journal,
     live::lowest_needed,
     orphans::Aside,
-    retention::{self, Candidate, Deletion, Fill},
+    retention::{self, Candidate, Deletion, Fill, RetentionLimits},
 };
 
 /// Oldest segments of a stream that one round looks at.
@@ -48,7 +50,65 @@ const CLOCK_HOLD: Duration = Duration::from_secs(24 * 3_600);
 /// A hub waits this long for the edge to bring a damaged segment again.
 const LOST_WAIT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
+/// At the limit this share of it is freed at once, so that not every segment written costs a deletion.
+const ROOM_SHARE: u64 = 256;
+
+/// A disk that is full is freed of this much at once: segments, inodes, and blocks of the catalog.
+const FULL_BYTES: u64 = 8 << 20;
+
+/// What room is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// The limits, which a segment just written may have passed.
+    Limits,
+    /// A write found the disk full; only a live source evicts what the hub lacks.
+    Full { live: bool },
+}
+
 impl Store {
+    /// Makes room at once, between two rounds of retention. True: something was deleted.
+    pub(crate) fn make_room(&self, room: Room) -> bool {
+        let made = self.try_to_make_room(room);
+        made.inspect_err(|error| tracing::debug!(%error, "failed to make room"))
+            .is_ok_and(|report| report.deleted > 0)
+    }
+
+    fn try_to_make_room(&self, room: Room) -> Result<JanitorReport> {
+        let now = self.steady_now();
+        // Age is the daemon's round's business.
+        let limits = RetentionLimits {
+            max_age: None,
+            ..self.inner().options.limits
+        };
+        let mut fill = self.fill()?;
+        let mut report = JanitorReport::default();
+        let mut may_evict = true;
+        match room {
+            Room::Limits if fill.excess(&limits) == 0 => return Ok(report),
+            Room::Limits => {
+                fill.used += limits.max_bytes.unwrap_or(0) / ROOM_SHARE;
+            }
+            Room::Full { live } => {
+                may_evict = live;
+                fill.wanted = FULL_BYTES;
+                let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
+                if self.candidates(&all, now)?.is_empty() {
+                    return Ok(report);
+                }
+                // The catalog writes before it deletes.
+                files::drop_ballast(&self.inner().data_dir)?;
+            }
+        }
+        let made = self
+            .flush_marks()
+            .and_then(|()| self.evict(&limits, fill, may_evict, now, &mut report));
+        if matches!(room, Room::Full { .. }) {
+            // Where nothing was deleted it has kept its place.
+            let _ = files::lay_ballast(&self.inner().data_dir);
+        }
+        made.map(|_| report)
+    }
+
     /// Plans and carries out retention once. The daemon calls it every few seconds and when a write finds
     /// the disk full.
     pub fn run_janitor(&self, now: WallTime) -> Result<JanitorReport> {
@@ -62,21 +122,11 @@ impl Store {
         if scarce(self.fill()?) {
             self.sweep_orphans(true)?;
         }
+        self.flush_marks()?;
         for _ in 0..MAX_ROUNDS {
             let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
             self.drop_expired_lists(&all, limits.max_age, now)?;
-            let candidates = self.candidates(&all, now)?;
-            let plan = retention::plan(&candidates, &limits, self.fill()?, now);
-            if plan.is_empty() {
-                break;
-            }
-            for (index, row) in all.iter().enumerate() {
-                let mine: Vec<&Deletion> = plan.iter().filter(|d| d.stream == index).collect();
-                if !mine.is_empty() {
-                    self.delete(row, &mine, &mut report)?;
-                }
-            }
-            if plan.len() < ROUND {
+            if self.evict(&limits, self.fill()?, true, now, &mut report)? < ROUND {
                 break;
             }
         }
@@ -92,11 +142,40 @@ impl Store {
         Ok(report)
     }
 
+    /// One round: deletes what the plan says; how many segments.
+    fn evict(
+        &self,
+        limits: &RetentionLimits,
+        fill: Fill,
+        may_evict: bool,
+        now: WallTime,
+        report: &mut JanitorReport,
+    ) -> Result<usize> {
+        let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
+        let mut candidates = self.candidates(&all, now)?;
+        candidates.retain(|c| may_evict || c.at_hub != AtHub::Lacking);
+        let plan = retention::plan(&candidates, limits, fill, now);
+        for (index, row) in all.iter().enumerate() {
+            let mine: Vec<&Deletion> = plan.iter().filter(|d| d.stream == index).collect();
+            if !mine.is_empty() {
+                self.delete(row, &mine, report)?;
+            }
+        }
+        Ok(plan.len())
+    }
+
     /// A source that can wait must wait: little space is left, and nothing that could make room is stored on
     /// the hub. Only live sources evict (invariant 3).
     pub fn should_hold_back(&self) -> Result<bool> {
         let limits = &self.inner().options.limits;
         if !limits.keep_unshipped {
+            return Ok(false);
+        }
+        let fill = self.fill()?;
+        let margin = |limit: u64| limit - limit / HOLD_BACK_SHARE;
+        let least = limits.reserve_bytes.saturating_add(HOLD_BACK_BYTES);
+        let near = limits.max_bytes.is_some_and(|max| fill.used >= margin(max));
+        if !near && fill.free >= least {
             return Ok(false);
         }
         let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
@@ -108,10 +187,7 @@ impl Store {
                 .read(|c| Ok(segments::count_unshipped(c, row.id)?))?
                 .1;
         }
-        let fill = self.fill()?;
-        let margin = |limit: u64| limit - limit / HOLD_BACK_SHARE;
         let full = limits.max_bytes.is_some_and(|max| unshipped >= margin(max));
-        let least = limits.reserve_bytes.saturating_add(HOLD_BACK_BYTES);
         let scarce = fill.free < least && fill.used <= unshipped;
         Ok(full || scarce)
     }
@@ -125,7 +201,11 @@ impl Store {
             Ok(used)
         })?;
         let free = files::free_bytes(&self.inner().data_dir)?;
-        Ok(Fill { used, free })
+        Ok(Fill {
+            used,
+            free,
+            wanted: 0,
+        })
     }
 
     /// Whether age may delete nothing now: the wall clock has jumped, and may jump back. `monotonic` and `now`
@@ -221,9 +301,14 @@ impl Store {
                 let below = list
                     .and_then(|list| lowest_needed(&list, now))
                     .unwrap_or(SegmentNumber(i64::MAX as u64));
-                for stored in [true, false] {
-                    let rows = segments::oldest(c, row.id, below, stored, ROUND)?;
-                    candidates.extend(rows.into_iter().map(|(row, arrived)| Candidate {
+                let live_only = self.inner().options.limits.keep_unshipped;
+                for at_hub in AtHub::ALL {
+                    let held_back = live_only && at_hub == AtHub::Lacking;
+                    if held_back && !streams::any_live_run(c, row.id)? {
+                        continue;
+                    }
+                    let rows = segments::oldest(c, row.id, below, at_hub, held_back, ROUND)?;
+                    candidates.extend(rows.into_iter().map(|(row, arrived, given_up)| Candidate {
                         stream,
                         number: row.info.number,
                         counts_from: retention::counts_from(
@@ -231,22 +316,10 @@ impl Store {
                             arrived,
                         ),
                         bytes: row.info.bytes,
-                        stored,
-                        given_up: None,
+                        at_hub,
+                        given_up,
                     }));
                 }
-                let rows = segments::oldest_given_up(c, row.id, below, ROUND)?;
-                candidates.extend(rows.into_iter().map(|(row, arrived, reason)| Candidate {
-                    stream,
-                    number: row.info.number,
-                    counts_from: retention::counts_from(
-                        row.info.wall_start.plus(row.info.duration),
-                        arrived,
-                    ),
-                    bytes: row.info.bytes,
-                    stored: false,
-                    given_up: Some(reason),
-                }));
                 Ok(())
             })?;
         }

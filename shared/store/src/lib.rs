@@ -10,10 +10,12 @@ mod adopt;
 mod backup;
 mod catalog;
 pub mod devices;
+mod edge_writer;
 mod error;
 mod files;
 mod janitor;
 mod journal;
+mod keeper;
 mod live;
 mod local_playlists;
 mod lock;
@@ -32,6 +34,8 @@ mod store;
 mod taken;
 #[cfg(test)]
 mod tests;
+mod tier;
+mod trouble;
 mod writer;
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
@@ -42,6 +46,7 @@ use model::{
 };
 
 pub use backup::{BACKUP_NOTE, BackupReport};
+pub use edge_writer::EdgeWriter;
 pub use error::StoreError;
 pub use files::make_data_dir;
 pub use recording::MAX_RECORDING_SEGMENTS;
@@ -51,6 +56,8 @@ pub use retention::RetentionLimits;
 pub use scrub::{ScrubTotals, Scrubbed};
 pub use store::Store;
 pub use taken::{FileId, MAX_TAKEN, OnHub, Progress, Taken, TakenState};
+pub use tier::{DEFAULT_MEMORY_BYTES, InMemory};
+pub use trouble::{DiskTrouble, MemoryCounters, TroubleKind};
 pub use writer::SegmentWriter;
 
 /// How a store behaves.
@@ -68,6 +75,8 @@ pub struct StoreOptions {
     /// segment's last part at most. Without it, all of the open segment. Default false: a hub gets its
     /// parts again from the edge.
     pub sync_parts: bool,
+    /// Memory in which segments wait while the disk fails or is slow (edge).
+    pub memory_bytes: u64,
 }
 
 impl Default for StoreOptions {
@@ -78,6 +87,7 @@ impl Default for StoreOptions {
             live_window: media::live_list::DEFAULT_WINDOW.to_duration(),
             limits: RetentionLimits::default(),
             sync_parts: false,
+            memory_bytes: DEFAULT_MEMORY_BYTES,
         }
     }
 }

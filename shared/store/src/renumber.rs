@@ -5,7 +5,7 @@
 //! and the next look or start goes on (invariants 1 and 2). Numbers for what is being written while this goes
 //! on are left free, so that new numbers keep the order of recording.
 
-use std::{collections::BTreeSet, fs, io, path::Path, sync::PoisonError};
+use std::{collections::BTreeSet, fs, io, path::Path, sync::PoisonError, time::Duration};
 
 use model::{HoleReason, SegmentNumber, StreamName};
 use rusqlite::Connection;
@@ -24,6 +24,8 @@ use crate::{
 
 /// Segments moved in one commit: a month's backlog takes minutes, one batch a fraction of a second.
 const BATCH: usize = 256;
+/// Before numbers are changed, what memory holds is given this long to come to the disk.
+const WRITE_WAIT: Duration = Duration::from_secs(2);
 /// Numbers left free for segments that are begun while a plan is made and carried out.
 const ROOM: u64 = 8;
 
@@ -38,6 +40,10 @@ impl Store {
         number: SegmentNumber,
         floor: SegmentNumber,
     ) -> Result<()> {
+        if !self.has_written(stream) {
+            // The hub is asked again, and says so again, when the disk has them.
+            return Ok(());
+        }
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             begin(c, &row, number, floor)
@@ -54,6 +60,15 @@ impl Store {
         number: SegmentNumber,
         reason: HoleReason,
     ) -> Result<()> {
+        let held = self.inner().tier.settle(|state| {
+            let held = state.held(stream, number)?;
+            held.given_up = Some(reason);
+            Some(())
+        });
+        if held.is_some() {
+            self.tick();
+            return Ok(());
+        }
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             let Some(segment) = segments::find(c, row.id, number)? else {
@@ -79,6 +94,14 @@ impl Store {
         let moving = self.with_memory(stream, |memory| memory.moving.clone());
         let _alone = moving.lock().unwrap_or_else(PoisonError::into_inner);
         self.move_some(stream)
+    }
+
+    /// Whether the disk has every closed segment of a stream; it is given a moment.
+    fn has_written(&self, stream: &StreamName) -> bool {
+        self.inner().tier.wait_until(WRITE_WAIT, |state| {
+            let held = state.streams.get(stream);
+            held.is_none_or(|held| held.segments.values().all(|held| held.closed.is_none()))
+        })
     }
 
     fn plan(&self, stream: &StreamName) -> Result<Option<Plan>> {

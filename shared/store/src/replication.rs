@@ -153,31 +153,103 @@ impl Store {
     /// Edge: takes over what is settled at the hub: what it had and does not know any more is to be shipped
     /// again. That a number is settled there does not say that the segment of this number here is stored.
     pub fn set_settled(&self, stream: &StreamName, settled: &RangeSet) -> Result<()> {
-        self.inner().catalog.write(|c| {
+        self.inner()
+            .tier
+            .settle(|state| state.set_settled(stream, settled));
+        let set = self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             Ok(segments::set_stored(c, row.id, settled)?)
-        })?;
+        });
+        self.tick();
+        // Lost, it is compared again.
+        self.or_in_memory(stream, set)
+    }
+
+    /// Edge: the hub said `Stored` (or settled) for one segment. Kept in memory until a commit takes it along:
+    /// lost in a crash, comparing with the hub finds it again.
+    pub fn mark_stored(&self, stream: &StreamName, number: SegmentNumber) -> Result<()> {
+        let held = self.inner().tier.settle(|state| state.mark(stream, number));
+        tracing::debug!(%stream, number = number.0, "segment stored on the hub");
+        if !held {
+            // Told twice, it must not count twice.
+            let bytes = self.inner().catalog.read(|c| {
+                let row = streams::get(c, stream)?;
+                Ok(segments::lacking_bytes(c, row.id, number)?)
+            });
+            if let Some(bytes) = self.or_in_memory(stream, bytes)? {
+                self.inner()
+                    .tier
+                    .settle(|state| state.note_mark(stream, number, bytes));
+            }
+        }
         self.tick();
         Ok(())
     }
 
-    /// Edge: the hub said `Stored` for one segment.
-    pub fn mark_stored(&self, stream: &StreamName, number: SegmentNumber) -> Result<()> {
-        self.inner().catalog.write(|c| {
-            let row = streams::get(c, stream)?;
-            Ok(segments::mark_stored(c, row.id, number)?)
-        })?;
-        tracing::debug!(%stream, number = number.0, "segment stored on the hub");
-        self.tick();
+    /// Edge: the catalog hears of all marks now, a commit a stream: the janitor goes by them.
+    pub(crate) fn flush_marks(&self) -> Result<()> {
+        let waiting: Vec<_> = {
+            let mut state = self.inner().tier.lock();
+            let marked = state
+                .streams
+                .iter_mut()
+                .filter(|(_, s)| !s.marks.is_empty());
+            marked
+                .map(|(name, s)| {
+                    s.marking = true;
+                    let numbers: Vec<_> = s.marks.keys().copied().collect();
+                    (name.clone(), numbers)
+                })
+                .collect()
+        };
+        for (stream, numbers) in waiting {
+            let marked = self.inner().catalog.write(|c| {
+                let row = streams::get(c, &stream)?;
+                for &number in &numbers {
+                    segments::mark_stored(c, row.id, number)?;
+                }
+                Ok(())
+            });
+            self.inner().tier.settle(|state| {
+                let Some(held) = state.streams.get_mut(&stream) else {
+                    return;
+                };
+                held.marking = false;
+                if marked.is_ok() {
+                    held.marks
+                        .retain(|number, _| numbers.binary_search(number).is_err());
+                }
+            });
+            marked?;
+        }
         Ok(())
     }
 
     /// Edge: what the hub has not settled, from `from` on, open or closed, at most `limit` ranges.
     pub fn held(&self, stream: &StreamName, from: SegmentNumber, limit: usize) -> Result<HeldPage> {
-        let (ranges, next) = self.inner().catalog.read(|c| {
+        // Memory first: what comes to the disk in between is there twice, never left out.
+        let in_memory = self.in_tier(stream, |held| held.numbers(from));
+        let read = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
             Ok(segments::held(c, row.id, from, limit)?)
-        })?;
+        });
+        // Where the catalog can't be read nobody knows what is held: the hub is not to settle anything.
+        let (ranges, mut next) = match read {
+            Err(StoreError::NoSuchStream(_)) if in_memory.is_some() => Default::default(),
+            read => read?,
+        };
+        let mut held: RangeSet = ranges.into_iter().collect();
+        let page_ends = next;
+        for number in in_memory.unwrap_or_default() {
+            if page_ends.is_none_or(|end| number < end) {
+                held.insert(number);
+            }
+        }
+        let mut ranges: Vec<_> = held.iter().collect();
+        if let Some(first_left_out) = ranges.get(limit) {
+            next = Some(*first_left_out.start());
+            ranges.truncate(limit);
+        }
         Ok(HeldPage { ranges, next })
     }
 
@@ -234,11 +306,32 @@ impl Store {
         from: SegmentNumber,
         limit: usize,
     ) -> Result<Vec<SegmentInfo>> {
+        // Memory first: what comes to the disk in between is there twice, never left out.
+        let (held, marks) = self
+            .in_tier(stream, |held| {
+                let marks: Vec<_> = held.marks.range(from..).map(|(n, _)| *n).collect();
+                (held.unshipped(from).collect::<Vec<_>>(), marks)
+            })
+            .unwrap_or_default();
         let rows = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::list_unshipped(c, row.id, from, limit)?)
-        })?;
-        Ok(rows.into_iter().map(|row| row.info).collect())
+            Ok(segments::list_unshipped(
+                c,
+                row.id,
+                from,
+                limit.saturating_add(marks.len()),
+            )?)
+        });
+        let rows = self.or_in_memory(stream, rows)?;
+        let mut all: Vec<SegmentInfo> = rows.into_iter().map(|row| row.info).collect();
+        all.retain(|info| marks.binary_search(&info.number).is_err());
+        if !held.is_empty() {
+            all.extend(held);
+            all.sort_by_key(|info| info.number);
+            all.dedup_by_key(|info| info.number);
+        }
+        all.truncate(limit);
+        Ok(all)
     }
 
     /// Edge: number ranges that can't be shipped (any more), with their reasons: also what expired here after
@@ -247,10 +340,14 @@ impl Store {
         &self,
         stream: &StreamName,
     ) -> Result<Vec<(RangeInclusive<SegmentNumber>, HoleReason)>> {
-        self.inner().catalog.read(|c| {
+        let dropped = self.in_tier(stream, |held| held.dropped.clone());
+        let all = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
             Ok(segments::tombstones(c, row.id)?)
-        })
+        });
+        let mut all = self.or_in_memory(stream, all)?;
+        all.extend(dropped.unwrap_or_default());
+        Ok(all)
     }
 
     /// Edge: number ranges that will never be shipped, with their reasons.

@@ -219,6 +219,11 @@ impl Store {
         if open().next().is_none() {
             return;
         }
+        self.inner().tier.settle(|state| {
+            for (row, wall) in open() {
+                state.set_wall(stream, row.info.number, *wall);
+            }
+        });
         self.with_memory(stream, |memory| {
             for (row, wall) in open() {
                 if let Some(opened) = memory.open.get_mut(&row.info.number) {

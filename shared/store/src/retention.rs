@@ -1,12 +1,13 @@
 //! What to delete and why: a pure plan from records, limits and the time. No disk, no clock.
 //!
-//! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first, and what
-//! it settled without taking it; and
-//! only where a live source must go on, what it has not.
+//! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first; what it
+//! has settled without its bytes; and only where a live source must go on, what it lacks.
 
 use std::time::Duration;
 
 use model::{HoleReason, SegmentNumber, WallTime};
+
+use crate::catalog::segments::AtHub;
 
 /// How much a store keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,9 +32,8 @@ pub(crate) struct Candidate {
     /// From when on it ages.
     pub(crate) counts_from: WallTime,
     pub(crate) bytes: u64,
-    /// The hub has it.
-    pub(crate) stored: bool,
-    /// The hub settled it without having it, for this reason.
+    pub(crate) at_hub: AtHub,
+    /// Why the hub settled it without having it, where it did.
     pub(crate) given_up: Option<HoleReason>,
 }
 
@@ -53,6 +53,8 @@ pub(crate) struct Fill {
     pub(crate) used: u64,
     /// Free on the file system.
     pub(crate) free: u64,
+    /// Bytes that must go whatever the limits say: a write found the disk full.
+    pub(crate) wanted: u64,
 }
 
 impl Fill {
@@ -62,6 +64,7 @@ impl Fill {
             .max_bytes
             .map_or(0, |max| self.used.saturating_sub(max));
         over.max(limits.reserve_bytes.saturating_sub(self.free))
+            .max(self.wanted)
     }
 }
 
@@ -89,7 +92,7 @@ pub(crate) fn plan(
     fill: Fill,
     now: WallTime,
 ) -> Vec<Deletion> {
-    let keeps = |c: &Candidate| limits.keep_unshipped && !c.stored && c.given_up.is_none();
+    let keeps = |c: &Candidate| limits.keep_unshipped && c.at_hub == AtHub::Lacking;
     let expired = |c: &Candidate| {
         limits.max_age.is_some_and(|age| {
             let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
@@ -97,7 +100,8 @@ pub(crate) fn plan(
         })
     };
     let mut oldest: Vec<&Candidate> = candidates.iter().collect();
-    oldest.sort_by_key(|c| (c.counts_from, c.stream, c.number));
+    let class = |c: &Candidate| limits.keep_unshipped.then_some(c.at_hub);
+    oldest.sort_by_key(|c| (class(c), c.counts_from, c.stream, c.number));
     let mut excess = fill.excess(limits);
     let mut plan = Vec::new();
     let mut delete = |c: &Candidate, reason, excess: &mut u64| {
@@ -112,15 +116,12 @@ pub(crate) fn plan(
     for c in oldest.iter().filter(|c| expired(c) && !keeps(c)) {
         delete(c, c.given_up.unwrap_or(HoleReason::Expired), &mut excess);
     }
-    for given_up in [false, true] {
-        let of_kind = |c: &&&Candidate| c.given_up.is_some() == given_up;
-        let free = oldest.iter().filter(|c| !expired(c) && !keeps(c));
-        for c in free.filter(of_kind) {
-            if excess == 0 {
-                break;
-            }
-            delete(c, c.given_up.unwrap_or(HoleReason::Expired), &mut excess);
+    // What the hub has before what it settled without its bytes: so they are sorted.
+    for c in oldest.iter().filter(|c| !expired(c) && !keeps(c)) {
+        if excess == 0 {
+            break;
         }
+        delete(c, c.given_up.unwrap_or(HoleReason::Expired), &mut excess);
     }
     for c in oldest.iter().filter(|c| keeps(c)) {
         if excess == 0 {
@@ -139,6 +140,7 @@ mod tests {
     const ROOMY: Fill = Fill {
         used: 1_000,
         free: u64::MAX,
+        wanted: 0,
     };
 
     fn candidate(number: u64, age_s: i64, stored: bool) -> Candidate {
@@ -147,7 +149,11 @@ mod tests {
             number: SegmentNumber(number),
             counts_from: WallTime(NOW.0 - age_s * 1_000),
             bytes: 100,
-            stored,
+            at_hub: if stored {
+                AtHub::Stored
+            } else {
+                AtHub::Lacking
+            },
             given_up: None,
         }
     }
@@ -217,6 +223,7 @@ mod tests {
             candidate(2, 40, false),
             candidate(3, 30, true),
         ];
+        candidates[1].at_hub = AtHub::Settled;
         candidates[1].given_up = Some(HoleReason::Corrupt);
         let limits = RetentionLimits {
             max_bytes: Some(0),
@@ -224,7 +231,11 @@ mod tests {
             ..RetentionLimits::default()
         };
         let used = candidates.iter().map(|c| c.bytes).sum();
-        let fill = Fill { used, free: 0 };
+        let fill = Fill {
+            used,
+            free: 0,
+            wanted: 0,
+        };
         let order: Vec<_> = plan(&candidates, &limits, fill, WallTime(1_000_000_000))
             .iter()
             .map(|d| (d.number.0, d.reason))
@@ -263,6 +274,35 @@ mod tests {
     }
 
     #[test]
+    fn what_the_hub_settled_without_bytes_goes_between_and_a_full_disk_wants_room() {
+        let limits = RetentionLimits {
+            keep_unshipped: true,
+            ..Default::default()
+        };
+        let full = Fill {
+            wanted: 350,
+            ..ROOMY
+        };
+        let mut all = [
+            candidate(1, 50, false),
+            candidate(2, 40, true),
+            candidate(3, 30, false),
+            candidate(4, 20, true),
+        ];
+        all[2].at_hub = AtHub::Settled;
+        assert_eq!(planned(limits, ROOMY, &all), []);
+        assert_eq!(
+            planned(limits, full, &all),
+            [
+                (2, HoleReason::Expired),
+                (4, HoleReason::Expired),
+                (3, HoleReason::Evicted),
+                (1, HoleReason::Evicted)
+            ]
+        );
+    }
+
+    #[test]
     fn the_file_systems_reserve_counts_as_well() {
         let limits = RetentionLimits {
             reserve_bytes: 500,
@@ -271,6 +311,7 @@ mod tests {
         let fill = Fill {
             used: 1_000,
             free: 350,
+            wanted: 0,
         };
         let all = [
             candidate(1, 3, false),

@@ -31,11 +31,14 @@ use crate::{
     },
     error::{AtPath, Result, StoreError},
     files::{self, Layout},
+    keeper::Keeper,
     live::{self, Advanced, Times},
     lock::Lock,
     rebuild,
     scrub::ScrubCounts,
     steady::Steady,
+    tier::{Tier, TierStream},
+    trouble::Health,
 };
 
 /// A stream that wrote within this is live: two long segments without a part.
@@ -51,6 +54,8 @@ const MAX_RANGES: usize = 64;
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// Ends the disk's thread with the last user's store; the thread's own has none.
+    _keeper: Option<Arc<Keeper>>,
 }
 
 pub(crate) struct Inner {
@@ -64,7 +69,9 @@ pub(crate) struct Inner {
     steady: Mutex<Steady>,
     upkeep: Mutex<Upkeep>,
     pub(crate) scrubbed: ScrubCounts,
-    _lock: Option<Arc<Lock>>,
+    pub(crate) tier: Arc<Tier>,
+    pub(crate) health: Health,
+    lock: Mutex<Option<Arc<Lock>>>,
 }
 
 /// A segment being written.
@@ -108,6 +115,13 @@ impl Inner {
     pub(crate) fn window(&self) -> MediaDuration {
         MediaDuration::from_duration(self.options.live_window)
     }
+
+    /// After the data directory was away: another daemon must not come in between.
+    pub(crate) fn take_lock_again(&self) -> Result<()> {
+        let lock = Lock::take(&self.data_dir, &self.options.holder)?;
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(lock));
+        Ok(())
+    }
 }
 
 /// The time by this machine's clock.
@@ -146,8 +160,15 @@ impl Store {
         lock: Arc<Lock>,
     ) -> Result<(Self, RecoveryReport)> {
         let (catalog, damaged) = rebuild::open(dir)?;
-        let store = Self::assemble(dir, options, catalog, Some(lock))?;
+        let mut store = Self::assemble(dir, options, catalog, Some(lock))?;
         let report = store.recover(damaged)?;
+        if store.inner.options.local_playlists {
+            if let Err(error) = files::lay_ballast(dir) {
+                tracing::warn!(%error, "no room for what a full disk is told with");
+            }
+            let keeper = Keeper::start(Arc::clone(&store.inner)).at(dir)?;
+            store._keeper = Some(Arc::new(keeper));
+        }
         Ok((store, report))
     }
 
@@ -164,7 +185,9 @@ impl Store {
         lock: Option<Arc<Lock>>,
     ) -> Result<Self> {
         let version = catalog.foreign_version()?;
+        let tier = Arc::new(Tier::new(options.memory_bytes));
         Ok(Self {
+            _keeper: None,
             inner: Arc::new(Inner {
                 data_dir: dir.to_owned(),
                 layout: Layout::new(dir),
@@ -176,9 +199,19 @@ impl Store {
                 steady: Mutex::new(Steady::new(wall_now(), Instant::now())),
                 upkeep: Mutex::default(),
                 scrubbed: ScrubCounts::default(),
-                _lock: lock,
+                tier,
+                health: Health::default(),
+                lock: Mutex::new(lock),
             }),
         })
+    }
+
+    /// The same store for its own thread.
+    pub(crate) fn of(inner: Arc<Inner>) -> Self {
+        Self {
+            inner,
+            _keeper: None,
+        }
     }
 
     pub(crate) fn inner(&self) -> &Inner {
@@ -287,8 +320,45 @@ impl Store {
 
     /// The names of all streams, ascending.
     pub fn stream_names(&self) -> Result<Vec<StreamName>> {
-        let rows = self.inner.catalog.read(|c| Ok(streams::all(c)?))?;
-        Ok(rows.into_iter().map(|row| row.name).collect())
+        let in_memory: Vec<_> = self.inner.tier.lock().streams.keys().cloned().collect();
+        let rows = self.inner.catalog.read(|c| Ok(streams::all(c)?));
+        let mut names: Vec<_> = match rows {
+            Ok(rows) => rows.into_iter().map(|row| row.name).collect(),
+            Err(_) if !in_memory.is_empty() && self.inner.health.is_troubled() => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        names.extend(in_memory);
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Looks at what memory holds of a stream.
+    pub(crate) fn in_tier<T>(
+        &self,
+        stream: &StreamName,
+        look: impl FnOnce(&TierStream) -> T,
+    ) -> Option<T> {
+        self.inner.tier.lock().streams.get(stream).map(look)
+    }
+
+    /// What the catalog says, or nothing where it has not heard of a stream that memory holds, or where the
+    /// disk fails and memory is all there is.
+    pub(crate) fn or_in_memory<T: Default>(
+        &self,
+        stream: &StreamName,
+        read: Result<T>,
+    ) -> Result<T> {
+        let held = || self.in_tier(stream, |_| ()).is_some();
+        match read {
+            Err(StoreError::NoSuchStream(_)) if held() => Ok(T::default()),
+            Err(error)
+                if error.disk_fault().is_some() && self.inner.health.is_troubled() && held() =>
+            {
+                Ok(T::default())
+            }
+            read => read,
+        }
     }
 
     pub fn streams(&self) -> Result<Vec<StreamSummary>> {
@@ -298,10 +368,43 @@ impl Store {
 
     pub fn stream(&self, stream: &StreamName) -> Result<Option<StreamSummary>> {
         let row = self.inner.catalog.read(|c| Ok(streams::find(c, stream)?))?;
-        row.map(|row| self.summary(row)).transpose()
+        let held = || self.in_tier(stream, |held| self.only_in_memory(stream, held));
+        match row {
+            Some(row) => self.summary(row).map(Some),
+            None => Ok(held()),
+        }
+    }
+
+    /// A stream whose first segments have not come to the disk.
+    fn only_in_memory(&self, stream: &StreamName, held: &TierStream) -> StreamSummary {
+        let run = held.runs.values().next_back().map(|(run, _)| run);
+        let unshipped = || held.unshipped(SegmentNumber(0));
+        StreamSummary {
+            name: stream.clone(),
+            title: None,
+            owner: None,
+            state: StreamState::Live,
+            codecs: run.map(|run| run.codecs.clone()),
+            resolution: run.and_then(|run| run.resolution),
+            segments: 0,
+            bytes: 0,
+            ranges: Vec::new(),
+            first_number: None,
+            last_number: None,
+            unshipped: unshipped().count() as u64,
+            unshipped_bytes: unshipped().map(|info| info.bytes).sum(),
+            given_up: 0,
+        }
     }
 
     fn summary(&self, row: streams::StreamRow) -> Result<StreamSummary> {
+        // Memory first: what comes to the disk in between is counted twice, never left out.
+        let waiting = self.in_tier(&row.name, |held| {
+            let unshipped = || held.unshipped(SegmentNumber(0));
+            let bytes: u64 = unshipped().map(|info| info.bytes).sum();
+            (unshipped().count() as u64, bytes)
+        });
+        let waiting = waiting.unwrap_or_default();
         let (run, spans, totals, unshipped, given_up) = self.inner.catalog.read(|c| {
             Ok((
                 streams::newest_run(c, row.id)?,
@@ -311,6 +414,8 @@ impl Store {
                 segments::count_given_up(c, row.id)?,
             ))
         })?;
+        let marked = self.in_tier(&row.name, TierStream::marked);
+        let marked = marked.unwrap_or_default();
         let writing = self.is_written(&row.name);
         Ok(StreamSummary {
             state: match (row.told_to_end, writing) {
@@ -328,8 +433,8 @@ impl Store {
             ranges: spans.iter().map(|span| (span.from, span.to)).collect(),
             first_number: totals.first,
             last_number: totals.last,
-            unshipped: unshipped.0,
-            unshipped_bytes: unshipped.1,
+            unshipped: (unshipped.0 + waiting.0).saturating_sub(marked.0),
+            unshipped_bytes: (unshipped.1 + waiting.1).saturating_sub(marked.1),
             given_up: given_up.iter().map(|(_, count)| count).sum(),
         })
     }
@@ -370,6 +475,12 @@ impl Store {
     }
 
     pub fn run(&self, stream: &StreamName, run: SegmentNumber) -> Result<Option<RunInfo>> {
+        let held = self.in_tier(stream, |held| {
+            held.runs.get(&run).map(|(run, _)| run.clone())
+        });
+        if let Some(held) = held.flatten() {
+            return Ok(Some(held));
+        }
         self.inner.catalog.read(|c| {
             let row = streams::get(c, stream)?;
             Ok(streams::run(c, row.id, run)?)
@@ -379,7 +490,19 @@ impl Store {
     /// The stream ends after `last` (None: it is empty). ENDLIST is committed as soon as every segment up to
     /// it is settled here.
     pub fn end_stream(&self, stream: &StreamName, last: Option<SegmentNumber>) -> Result<()> {
-        self.change_live(stream, |c, row| {
+        let end_in_memory = || {
+            self.inner.tier.give(|state| {
+                let held = state.streams.entry(stream.clone()).or_default();
+                held.ending = Some(last);
+                held.ended_on_hub = false;
+            });
+            self.tick();
+            Ok(())
+        };
+        if self.in_tier(stream, |held| !held.is_written()) == Some(true) {
+            return end_in_memory();
+        }
+        let ended = self.change_live(stream, |c, row| {
             let last = match last {
                 Some(last) => Some(renumber::number_now(c, row.id, last)?),
                 None => None,
@@ -399,18 +522,35 @@ impl Store {
                 streams::tell_to_end(c, row.id, last)?;
             }
             Ok(())
-        })
+        });
+        match ended {
+            Err(error) if self._keeper.is_some() && error.disk_fault().is_some() => end_in_memory(),
+            ended => ended,
+        }
     }
 
     /// Whether the stream was told to end and nothing came after it: `Some(last)`, where `last` is None for
     /// a stream that ended empty.
     pub fn ending(&self, stream: &StreamName) -> Result<Option<Option<SegmentNumber>>> {
-        let row = self.inner.catalog.read(|c| streams::get(c, stream))?;
-        Ok(row.told_to_end.then_some(row.ending))
+        if let Some(ending) = self.in_tier(stream, |held| held.ending).flatten() {
+            return Ok(Some(ending));
+        }
+        let row = self.inner.catalog.read(|c| streams::get(c, stream));
+        self.or_in_memory(stream, row.map(|row| row.told_to_end.then_some(row.ending)))
     }
 
     /// Edge: the hub has confirmed the end.
     pub fn mark_ended_on_hub(&self, stream: &StreamName) -> Result<()> {
+        let troubled = self.inner.health.is_troubled();
+        let in_memory = self.inner.tier.give(|state| {
+            let held = state.streams.get_mut(stream);
+            let held = held.filter(|held| troubled || held.ending.is_some());
+            held.map(|held| held.ended_on_hub = true).is_some()
+        });
+        if in_memory {
+            self.tick();
+            return Ok(());
+        }
         self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
             Ok(streams::mark_ended_on_hub(c, row.id)?)
@@ -421,8 +561,15 @@ impl Store {
 
     /// Edge: whether the hub has confirmed the end that the stream was told.
     pub fn ended_on_hub(&self, stream: &StreamName) -> Result<bool> {
-        let row = self.inner.catalog.read(|c| streams::get(c, stream))?;
-        Ok(row.told_to_end && row.ended_on_hub)
+        let held = self.in_tier(stream, |held| match held.ending {
+            Some(_) => Some(held.ended_on_hub),
+            None => held.ended_on_hub.then_some(true),
+        });
+        if let Some(ended) = held.flatten() {
+            return Ok(ended);
+        }
+        let row = self.inner.catalog.read(|c| streams::get(c, stream));
+        self.or_in_memory(stream, row.map(|row| row.told_to_end && row.ended_on_hub))
     }
 }
 
@@ -451,6 +598,7 @@ impl Store {
         mut open: OpenSegment,
         at: Option<BootTime>,
     ) -> Result<SegmentWriter> {
+        self.inner.catalog.present()?;
         self.inner.layout.make_folder(stream, open.number)?;
         if self.inner.options.local_playlists {
             self.close_left_open(stream)?;
@@ -597,7 +745,11 @@ impl Store {
         match File::open(&path) {
             Ok(file) => Ok(Some((info, file))),
             // Retention came between row and file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Or the whole disk has gone.
+                self.inner.catalog.present()?;
+                Ok(None)
+            }
             Err(error) => Err(error).at(&path),
         }
     }
@@ -609,6 +761,14 @@ impl Store {
         number: SegmentNumber,
         range: Range<u64>,
     ) -> Result<Bytes> {
+        let held = self.in_tier(stream, |held| {
+            held.segments
+                .get(&number)
+                .map(|held| held.read(range.clone()))
+        });
+        if let Some(bytes) = held.flatten().filter(|bytes| !bytes.is_empty()) {
+            return Ok(bytes);
+        }
         let missing = || StoreError::Segment {
             stream: stream.clone(),
             number,
@@ -640,6 +800,9 @@ impl Store {
 
     /// The newest segment being written, as far as it is readable.
     pub fn open_view(&self, stream: &StreamName) -> Result<Option<OpenView>> {
+        if let Some(view) = self.in_tier(stream, TierStream::open_view).flatten() {
+            return Ok(Some(view));
+        }
         let view = self.look_at(stream, |memory| {
             memory
                 .open

@@ -81,12 +81,12 @@ fn options(edge: bool) -> StoreOptions {
         holder: "a fuzz target".into(),
         local_playlists: edge,
         live_window: Duration::from_secs(10),
-        sync_parts: false,
         limits: RetentionLimits {
             max_age: Some(Duration::from_secs(7_200)),
             max_bytes: Some(20_000),
             ..RetentionLimits::default()
         },
+        ..StoreOptions::default()
     }
 }
 

@@ -170,14 +170,13 @@ impl Downlink {
         let question = match &mut session.state {
             State::Member { worker, .. } => {
                 let bytes = message.len();
-                worker.give(Work::Message {
+                let given = worker.give(Work::Message {
                     generation: session.generation,
                     channel,
                     message,
                 });
-                if !session.hand(bytes) {
-                    tracing::warn!(session = %id, peer = %session.peer, "closed: the disk is behind with what came before the channels were renewed");
-                    self.close(now, endpoint, id, Bye::Shutdown);
+                if given.is_err() || !session.hand(bytes) {
+                    self.overrun(now, endpoint, id);
                 }
                 return;
             }
@@ -331,7 +330,10 @@ impl Downlink {
                     ));
                 }
                 Some(known) if !known.enabled => gone.push((*id, disabled(device))),
-                Some(_) => worker.check_owner(),
+                Some(_) => {
+                    // Where there is no room the next message finds that out.
+                    let _ = worker.give(Work::CheckOwner);
+                }
                 None => gone.push((*id, format!("device {device} was removed at the hub"))),
             }
         }
@@ -405,6 +407,12 @@ impl Downlink {
             tracing::warn!(peer = %session.peer, what, left_out, "a device broke the protocol");
         }
         self.close(now, endpoint, id, Bye::Violation);
+    }
+
+    /// Its thread does not come after: the disk hangs. The device comes back by itself.
+    fn overrun(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId) {
+        tracing::warn!(session = %id, "a session is ended: the disk is too slow for what waits for it");
+        self.close(now, endpoint, id, Bye::Shutdown);
     }
 
     fn close(&mut self, now: Instant, endpoint: &mut HubEndpoint, id: SessionId, reason: Bye) {
@@ -594,7 +602,9 @@ impl Application<HubEndpoint> for Downlink {
                 match &mut session.state {
                     State::Member { worker, .. } => {
                         session.answers.clear();
-                        worker.give(Work::Reset);
+                        if worker.give(Work::Reset).is_err() {
+                            self.overrun(now, endpoint, id);
+                        }
                     }
                     // What it said may be lost; it says it again.
                     State::Stranger { asked, .. } => *asked = false,

@@ -7,7 +7,7 @@ use std::{
     ops::RangeInclusive,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
 };
@@ -22,8 +22,14 @@ use model::{DeviceName, HoleReason, RangeSet, RunInfo, SegmentInfo, SegmentNumbe
 use store::{Announced, OpenSegment, SegmentWriter, Store, StoreError};
 use tokio::sync::mpsc;
 
-/// What a session's thread is told. What waits for it is bounded by the session's receive windows: a message
-/// is charged for until the thread has dealt with it.
+/// What waits for a session's thread at most, in messages and other work. The session's receive windows bound
+/// messages long before, since one is charged for until the thread has dealt with it; renewed channels begin
+/// with new windows, and so must not be renewed for ever while the disk hangs.
+const MAX_WAITING: usize = 65_536;
+/// The same in bytes of messages.
+const MAX_WAITING_BYTES: usize = 64 << 20;
+
+/// What a session's thread is told.
 #[derive(Debug)]
 pub(super) enum Work {
     Message {
@@ -65,10 +71,56 @@ pub(super) enum Done {
 /// A session's thread, as the loop holds it.
 pub(super) struct Worker {
     work: mpsc::UnboundedSender<Work>,
+    waiting: Arc<Waiting>,
     stop: Arc<AtomicBool>,
     began: Arc<AtomicBool>,
-    check_waits: Arc<AtomicBool>,
     thread: JoinHandle<()>,
+}
+
+/// What waits for the thread.
+#[derive(Debug, Default)]
+struct Waiting {
+    count: AtomicUsize,
+    bytes: AtomicUsize,
+    /// One look at whose the streams are says as much as many.
+    check: AtomicBool,
+}
+
+impl Waiting {
+    /// False: there is no room, or no need.
+    fn enter(&self, work: &Work) -> Result<bool, Overrun> {
+        let bytes = work.bytes();
+        if matches!(work, Work::CheckOwner) && self.check.swap(true, Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if count >= MAX_WAITING || before + bytes > MAX_WAITING_BYTES {
+            return Err(Overrun);
+        }
+        Ok(true)
+    }
+
+    fn leave(&self, work: &Work) {
+        if matches!(work, Work::CheckOwner) {
+            self.check.store(false, Ordering::Relaxed);
+        }
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(work.bytes(), Ordering::Relaxed);
+    }
+}
+
+/// More waits for a session's thread than may: its disk hangs, and the session must end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Overrun;
+
+impl Work {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Message { message, .. } => message.len(),
+            Self::Reset | Self::CheckOwner => 0,
+        }
+    }
 }
 
 impl Worker {
@@ -84,8 +136,9 @@ impl Worker {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let began = Arc::new(AtomicBool::new(before.is_none()));
-        let check_waits = Arc::new(AtomicBool::new(false));
-        let (begins, check_taken) = (Arc::clone(&began), Arc::clone(&check_waits));
+        let begins = Arc::clone(&began);
+        let waiting = Arc::new(Waiting::default());
+        let waits = Arc::clone(&waiting);
         let thread = thread::Builder::new()
             .name(format!("downlink-{device}"))
             .spawn(move || {
@@ -99,9 +152,7 @@ impl Worker {
                     if stopped.load(Ordering::Relaxed) {
                         return;
                     }
-                    if matches!(work, Work::CheckOwner) {
-                        check_taken.store(false, Ordering::Relaxed);
-                    }
+                    waits.leave(&work);
                     let (said, goes_on) = desk.take(work);
                     if said.is_some_and(|said| done.blocking_send(said.into()).is_err()) || !goes_on
                     {
@@ -111,23 +162,19 @@ impl Worker {
             })?;
         Ok(Self {
             work,
+            waiting,
             stop,
             began,
-            check_waits,
             thread,
         })
     }
 
     /// One more thing to do. After a failure the thread is gone and nothing is done.
-    pub(super) fn give(&self, work: Work) {
-        let _ = self.work.send(work);
-    }
-
-    /// [`Work::CheckOwner`], of which one waits at most.
-    pub(super) fn check_owner(&self) {
-        if !self.check_waits.swap(true, Ordering::Relaxed) {
-            self.give(Work::CheckOwner);
+    pub(super) fn give(&self, work: Work) -> Result<(), Overrun> {
+        if self.waiting.enter(&work)? {
+            let _ = self.work.send(work);
         }
+        Ok(())
     }
 
     /// It does not wait for the thread before it any more.
@@ -207,6 +254,9 @@ impl Desk {
                     }
                     Err(Fault::Edge(error)) => (Some(Done::Violation { session, error }), false),
                     Err(Fault::Store(error)) => {
+                        if is_told(&self.store, &error) {
+                            return (Some(Done::Failed { session }), false);
+                        }
                         tracing::error!(device = %self.device, %error, "failed to do what an edge asks");
                         (Some(Done::Failed { session }), false)
                     }
@@ -246,7 +296,7 @@ impl Desk {
                 let (stream, number) = (start.stream.clone(), start.number);
                 self.writers.remove(&stream);
                 self.start_segment(&start)
-                    .unwrap_or_else(|error| failed("begin", stream, number, &error))
+                    .unwrap_or_else(|error| self.failed("begin", stream, number, &error))
             }
             Job::Append {
                 stream,
@@ -265,7 +315,7 @@ impl Desk {
                     return Ok(None);
                 };
                 self.writers.remove(&stream);
-                failed("write", stream, number, &error)
+                self.failed("write", stream, number, &error)
             }
             Job::Close { stream, info } => self.close_segment(stream, &info),
             Job::Settle {
@@ -489,11 +539,26 @@ impl Desk {
                         number,
                         reason: HoleReason::Corrupt,
                     },
-                    Err(error) => failed("look up", stream, number, &error),
+                    Err(error) => self.failed("look up", stream, number, &error),
                 }
             }
-            Err(error) => failed("close", stream, number, &error),
+            Err(error) => self.failed("close", stream, number, &error),
         }
+    }
+
+    fn failed(
+        &self,
+        what: &str,
+        stream: StreamName,
+        number: SegmentNumber,
+        error: &StoreError,
+    ) -> Outcome {
+        if is_told(&self.store, error) {
+            tracing::debug!(%stream, number = number.0, %error, "failed to {what} a segment");
+        } else {
+            tracing::error!(%stream, number = number.0, %error, "failed to {what} a segment");
+        }
+        Outcome::Failed { stream, number }
     }
 
     /// Streams that an operator gave to another device, or removed, are refused from now on.
@@ -543,7 +608,38 @@ impl From<StoreError> for Fault {
     }
 }
 
-fn failed(what: &str, stream: StreamName, number: SegmentNumber, error: &StoreError) -> Outcome {
-    tracing::error!(%stream, number = number.0, %error, "failed to {what} a segment");
-    Outcome::Failed { stream, number }
+/// The disk is at fault: the store says so once, not with each segment.
+fn is_told(store: &Store, error: &StoreError) -> bool {
+    store.note_disk_fault(error);
+    error.disk_fault().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_hung_disk_has_an_end() {
+        let waiting = Waiting::default();
+        assert_eq!(waiting.enter(&Work::CheckOwner), Ok(true));
+        assert_eq!(waiting.enter(&Work::CheckOwner), Ok(false));
+        waiting.leave(&Work::CheckOwner);
+        assert_eq!(waiting.enter(&Work::CheckOwner), Ok(true));
+        waiting.leave(&Work::CheckOwner);
+        for _ in 0..MAX_WAITING {
+            assert_eq!(waiting.enter(&Work::Reset), Ok(true));
+        }
+        assert_eq!(waiting.enter(&Work::Reset), Err(Overrun));
+
+        let waiting = Waiting::default();
+        let message = || Work::Message {
+            generation: 0,
+            channel: Channel::Bulk,
+            message: Bytes::from(vec![0; MAX_WAITING_BYTES / 4]),
+        };
+        for _ in 0..4 {
+            assert_eq!(waiting.enter(&message()), Ok(true));
+        }
+        assert_eq!(waiting.enter(&message()), Err(Overrun));
+    }
 }

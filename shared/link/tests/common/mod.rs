@@ -18,7 +18,7 @@ use link::{
 use model::{
     DeviceName, MediaDuration, MediaTime, RunInfo, SegmentInfo, SegmentNumber, StreamName, WallTime,
 };
-use store::{OpenSegment, Store, StoreOptions};
+use store::{OpenSegment, RetentionLimits, Store, StoreOptions};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -34,10 +34,11 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-fn open(dir: &Path, edge: bool) -> Store {
+fn open(dir: &Path, edge: bool, limits: RetentionLimits) -> Store {
     let options = StoreOptions {
         holder: "a test".to_owned(),
         local_playlists: edge,
+        limits,
         ..StoreOptions::default()
     };
     Store::open(dir, options).unwrap().0
@@ -89,7 +90,7 @@ impl Hub {
 
     /// On the same address and store.
     pub(crate) async fn start_again(&mut self) {
-        let store = open(self.dir.path(), false);
+        let store = open(self.dir.path(), false, RetentionLimits::default());
         let (sender, mut status) = watch::channel(DownlinkStatus::default());
         let stop = CancellationToken::new();
         let config = DownlinkConfig {
@@ -142,6 +143,7 @@ impl Hub {
 pub(crate) struct Edge {
     pub(crate) dir: TempDir,
     pub(crate) config: UplinkConfig,
+    pub(crate) limits: RetentionLimits,
     pub(crate) running: Option<RunningEdge>,
 }
 
@@ -164,7 +166,12 @@ impl Edge {
     }
 
     pub(crate) fn start_with(config: UplinkConfig) -> Self {
+        Self::start_within(config, RetentionLimits::default())
+    }
+
+    pub(crate) fn start_within(config: UplinkConfig, limits: RetentionLimits) -> Self {
         let mut edge = Self {
+            limits,
             dir: tempfile::tempdir().unwrap(),
             config,
             running: None,
@@ -174,7 +181,7 @@ impl Edge {
     }
 
     pub(crate) fn start_again(&mut self) {
-        let store = open(self.dir.path(), true);
+        let store = open(self.dir.path(), true, self.limits);
         let (sender, status) = watch::channel(UplinkStatus::default());
         let stop = CancellationToken::new();
         let config = self.config.clone();

@@ -32,6 +32,17 @@ pub(crate) fn wall(c: &Connection, at: BootTime) -> rusqlite::Result<Option<Wall
     Ok(find(c, at.boot)?.map(|row| at.wall(row.zero)))
 }
 
+/// The hub may know a segment by another wall time.
+pub(crate) fn mark_restamped(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE segment SET restamped = 1 WHERE stream = ?1 AND number = ?2")?
+        .execute(params![stream, sql(n)])?;
+    Ok(())
+}
+
 /// The correction of the newest boot; what was known of others goes: nothing is cut in them any more.
 pub(crate) fn put(
     c: &Connection,

@@ -15,6 +15,8 @@ pub(crate) mod streams;
 pub(crate) mod taken;
 
 use std::{
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -49,6 +51,10 @@ pub(crate) struct Catalog {
     writer: Mutex<Connection>,
     readers: [Mutex<Connection>; READERS],
     damage: watch::Sender<Option<String>>,
+    /// The file that the connections hold, by device and inode: another one at its path is not ours.
+    file: Mutex<Option<(u64, u64)>>,
+    /// Which store this is.
+    id: Vec<u8>,
 }
 
 /// Why a transaction was rolled back.
@@ -82,9 +88,12 @@ impl Catalog {
         damage::check_tables(&writer).map_err(fault)?;
         let reader = || connect(&path).map(Mutex::new).map_err(fault);
         let readers = [reader()?, reader()?, reader()?];
+        let id = store_id(&writer).map_err(fault)?;
         Ok(Self {
             writer: Mutex::new(writer),
             readers,
+            file: Mutex::new(file_id(&path)),
+            id,
             path,
             damage: watch::Sender::new(None),
         })
@@ -95,11 +104,49 @@ impl Catalog {
         self.damage.subscribe()
     }
 
+    /// That the catalog's own file is what lies at its path: on a disk that was taken away nothing is
+    /// written to whatever lies below.
+    pub(crate) fn present(&self) -> Result<()> {
+        let known = *self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        match file_id(&self.path) {
+            Some(now) if Some(now) == known => Ok(()),
+            _ => Err(self.vanished()),
+        }
+    }
+
+    /// Goes on with the same store under another device or inode: its disk was away. True: it was.
+    pub(crate) fn revive(&self) -> Result<bool> {
+        let now = file_id(&self.path).ok_or_else(|| self.vanished())?;
+        let known = *self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if known == Some(now) {
+            return Ok(false);
+        }
+        let fault = |source| self.error(Fault::Sql(source));
+        let writer = connect(&self.path).map_err(fault)?;
+        if store_id(&writer).map_err(fault)? != self.id {
+            return Err(self.vanished());
+        }
+        for reader in &self.readers {
+            *lock(reader) = connect(&self.path).map_err(fault)?;
+        }
+        *lock(&self.writer) = writer;
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        Ok(true)
+    }
+
+    fn vanished(&self) -> StoreError {
+        let folder = self.path.parent().unwrap_or(&self.path);
+        StoreError::Vanished {
+            path: folder.to_owned(),
+        }
+    }
+
     /// Runs `work` in one transaction: durable when this returns `Ok`, undone otherwise.
     pub(crate) fn write<T>(
         &self,
         work: impl FnOnce(&Connection) -> std::result::Result<T, Fault>,
     ) -> Result<T> {
+        self.present()?;
         let mut connection = lock(&self.writer);
         let run = || -> std::result::Result<T, Fault> {
             let transaction =
@@ -170,6 +217,16 @@ impl Catalog {
 fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
     // A panic between begin and commit has rolled its transaction back: the connection is good.
     connection.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Device and inode of a file; None: it is not there.
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+fn store_id(connection: &Connection) -> rusqlite::Result<Vec<u8>> {
+    connection.query_row("SELECT id FROM store", [], |row| row.get(0))
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

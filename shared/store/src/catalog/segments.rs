@@ -660,6 +660,20 @@ fn unstore(
     Ok(())
 }
 
+/// The bytes of a segment that is here and that the hub lacks; None: it is neither.
+pub(crate) fn lacking_bytes(
+    c: &Connection,
+    stream: i64,
+    n: SegmentNumber,
+) -> rusqlite::Result<Option<u64>> {
+    c.prepare_cached(
+        "SELECT bytes FROM segment WHERE stream = ?1 AND number = ?2 AND state = 1 AND stored = 0",
+    )?
+    .query_row(params![stream, sql(n)], |row| row.get::<_, i64>(0))
+    .optional()
+    .map(|bytes| bytes.map(|bytes| bytes.max(0) as u64))
+}
+
 pub(crate) fn mark_stored(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<()> {
     c.prepare_cached(
         "UPDATE segment SET stored = 1, lost_reason = NULL WHERE stream = ?1 AND number = ?2",
@@ -702,26 +716,6 @@ pub(crate) fn count_given_up(
     .collect()
 }
 
-/// The oldest segments here below a number that the hub gave up, each with when it arrived and why.
-pub(crate) fn oldest_given_up(
-    c: &Connection,
-    stream: i64,
-    below: SegmentNumber,
-    limit: usize,
-) -> rusqlite::Result<Vec<(SegmentRow, WallTime, HoleReason)>> {
-    c.prepare_cached(&format!(
-        "SELECT {COLUMNS}, lost_reason, arrived_ms FROM segment INDEXED BY segment_given_up
-         WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 2 ORDER BY number LIMIT ?3"
-    ))?
-    .query_map(params![stream, sql(below), limit as i64], |row| {
-        let code: Option<u8> = row.get(9)?;
-        let reason = code.and_then(HoleReason::from_code);
-        let reason = reason.unwrap_or(HoleReason::Refused);
-        Ok((from_row(row)?, WallTime(row.get(10)?), reason))
-    })?
-    .collect()
-}
-
 /// Whether a segment is here that the hub has not settled.
 pub(crate) fn is_unshipped(
     c: &Connection,
@@ -752,25 +746,53 @@ pub(crate) fn hub_had_run(
     )
 }
 
-/// The oldest segments here below a number, each with when it arrived: those that the hub has, or those it
-/// lacks.
+/// What the hub says of a segment here, in the order in which an edge lets go (invariant 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum AtHub {
+    /// It has it.
+    Stored,
+    /// It has settled it without its bytes.
+    Settled,
+    /// It lacks it.
+    Lacking,
+}
+
+impl AtHub {
+    pub(crate) const ALL: [Self; 3] = [Self::Stored, Self::Settled, Self::Lacking];
+}
+
+/// The oldest segments here below a number, by what the hub says of them, each with when it arrived and, where the
+/// hub settled it, why. `live_only`: only of runs whose
+/// source can't wait.
 pub(crate) fn oldest(
     c: &Connection,
     stream: i64,
     below: SegmentNumber,
-    stored: bool,
+    at_hub: AtHub,
+    live_only: bool,
     limit: usize,
-) -> rusqlite::Result<Vec<(SegmentRow, WallTime)>> {
-    let which = if stored {
-        "INDEXED BY segment_shipped WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 1 ORDER BY number LIMIT ?3"
+) -> rusqlite::Result<Vec<(SegmentRow, WallTime, Option<HoleReason>)>> {
+    let (index, stored) = match at_hub {
+        AtHub::Stored => ("segment_shipped", 1),
+        AtHub::Settled => ("segment_given_up", 2),
+        AtHub::Lacking => ("segment_unshipped", 0),
+    };
+    let live = if live_only {
+        "AND run NOT IN (SELECT run FROM run WHERE stream = ?1 AND waits = 1)"
     } else {
-        "INDEXED BY segment_unshipped WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3"
+        ""
     };
     c.prepare_cached(&format!(
-        "SELECT {COLUMNS}, arrived_ms FROM segment {which}"
+        "SELECT {COLUMNS}, arrived_ms, lost_reason FROM segment INDEXED BY {index}
+         WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = {stored} {live} ORDER BY number LIMIT ?3"
     ))?
     .query_map(params![stream, sql(below), limit as i64], |row| {
-        Ok((from_row(row)?, WallTime(row.get(9)?)))
+        let reason: Option<u8> = row.get(10)?;
+        let given_up = (at_hub == AtHub::Settled).then(|| {
+            let known = reason.and_then(HoleReason::from_code);
+            known.unwrap_or(HoleReason::Refused)
+        });
+        Ok((from_row(row)?, WallTime(row.get(9)?), given_up))
     })?
     .collect()
 }

@@ -221,6 +221,28 @@ pub(crate) fn set_live_anchor(
     Ok(())
 }
 
+/// A run as an edge records it: one that is known stays as it is. `waits`: its source can wait.
+pub(crate) fn put_run_of(
+    c: &Connection,
+    id: i64,
+    info: &RunInfo,
+    waits: bool,
+) -> rusqlite::Result<()> {
+    if run(c, id, info.run)?.as_ref() == Some(info) {
+        return Ok(());
+    }
+    put_run(c, id, info)?;
+    c.prepare_cached("UPDATE run SET waits = ?3 WHERE stream = ?1 AND run = ?2")?
+        .execute(params![id, segments::sql(info.run), waits])?;
+    Ok(())
+}
+
+/// Whether any run's source could not wait: else nothing of the stream may be evicted.
+pub(crate) fn any_live_run(c: &Connection, id: i64) -> rusqlite::Result<bool> {
+    c.prepare_cached("SELECT EXISTS (SELECT 1 FROM run WHERE stream = ?1 AND waits = 0)")?
+        .query_row([id], |row| row.get(0))
+}
+
 fn run_from_row(row: &Row<'_>) -> rusqlite::Result<RunInfo> {
     run_from(row, 0)
 }

@@ -71,3 +71,10 @@ CREATE TABLE run_becomes (
     becomes INTEGER NOT NULL,
     PRIMARY KEY (stream, run)
 ) WITHOUT ROWID;
+
+-- Which store this is, and whether it can be written: a disk that was away and is back is known by it.
+CREATE TABLE store (id BLOB NOT NULL, tried INTEGER NOT NULL DEFAULT 0);
+INSERT INTO store (id) VALUES (randomblob(16));
+
+-- Edge: recorded from a source that can wait (a file): held back, never evicted before the hub has it.
+ALTER TABLE run ADD COLUMN waits INTEGER NOT NULL DEFAULT 0;

@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod devices;
 mod lists;
+mod memory;
 mod model_based;
 mod renumber;
 mod replication;

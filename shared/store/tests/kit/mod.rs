@@ -18,6 +18,7 @@ pub(crate) fn options(edge: bool) -> StoreOptions {
             ..RetentionLimits::default()
         },
         sync_parts: edge,
+        ..StoreOptions::default()
     }
 }
 
