@@ -36,7 +36,7 @@ fn record(store: &Store, stream: &StreamName, run: &RunInfo, numbers: std::ops::
         };
         let two_seconds = MediaDuration(180_000);
         let bytes: Vec<u8> = (0..SEGMENT_BYTES).map(|i| (i * 7 + number) as u8).collect();
-        let mut writer = store.record(stream, run, open, false);
+        let mut writer = store.record(stream, run, open, None, false);
         writer.append_part(Bytes::from(bytes), two_seconds, true);
         writer.close(two_seconds).unwrap();
     }
