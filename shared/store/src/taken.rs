@@ -82,7 +82,7 @@ pub struct Taken {
     pub target_ms: u64,
     pub state: TakenState,
     pub progress: Progress,
-    /// Lowest and highest number of its segments.
+    /// Lowest and highest number of its segments, as they were recorded: they may have got others since.
     pub first: Option<SegmentNumber>,
     pub last: Option<SegmentNumber>,
     /// Numbers between them that hold nothing of it.

@@ -2,12 +2,14 @@
 //!
 //! Edge only. Each function is one step inside the caller's transaction; files are none of this module's.
 
-use model::{HoleReason, RunInfo, SegmentNumber};
+use std::ops::RangeInclusive;
+
+use model::{HoleReason, RangeSet, RunInfo, SegmentNumber};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     segments::{self, SegmentRow, number, sql},
-    spans, streams, taken,
+    spans, streams,
 };
 
 /// A number that became another, and that one again: followed this far. Each step is one collision with
@@ -131,7 +133,6 @@ pub(crate) fn move_rows(
     .execute(key)?;
     c.prepare_cached("UPDATE stream SET stretch_first = ?3 WHERE id = ?1 AND stretch_first = ?2")?
         .execute(key)?;
-    taken::renumber(c, stream, old.number, to)?;
     let only = old.number..=old.number;
     segments::bury(c, stream, &only, HoleReason::Renumbered)?;
     streams::raise_floor(c, stream, to)?;
@@ -206,12 +207,46 @@ pub(crate) fn number_now(
     Ok(of)
 }
 
+/// Numbers, and all that became of them.
+pub(crate) fn images(
+    c: &Connection,
+    stream: i64,
+    of: RangeInclusive<SegmentNumber>,
+) -> rusqlite::Result<RangeSet> {
+    let mut all = RangeSet::new();
+    all.insert_range(of.clone());
+    let mut step = vec![of];
+    for _ in 0..MAX_CHAIN {
+        let mut next = Vec::new();
+        for range in &step {
+            let mut statement = c.prepare_cached(
+                "SELECT MAX(first, ?2) - first + becomes, MIN(last, ?3) - first + becomes FROM renumbered
+                 WHERE stream = ?1 AND first <= ?3 AND last >= ?2",
+            )?;
+            let (from, to) = (sql(*range.start()), sql(*range.end()));
+            let found = statement.query_map(params![stream, from, to], |row| {
+                Ok(number(row.get(0)?)..=number(row.get(1)?))
+            })?;
+            for image in found {
+                next.push(image?);
+            }
+        }
+        if next.is_empty() {
+            break;
+        }
+        next.iter()
+            .for_each(|range| all.insert_range(range.clone()));
+        step = next;
+    }
+    Ok(all)
+}
+
 /// Old numbers within the plan whose segments have moved: their files are not wanted any more.
 pub(crate) fn moved_within(
     c: &Connection,
     stream: i64,
     plan: &Plan,
-) -> rusqlite::Result<Vec<std::ops::RangeInclusive<SegmentNumber>>> {
+) -> rusqlite::Result<Vec<RangeInclusive<SegmentNumber>>> {
     c.prepare_cached(
         "SELECT first, last FROM renumbered WHERE stream = ?1 AND first >= ?2 AND first < ?3",
     )?

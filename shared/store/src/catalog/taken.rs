@@ -3,7 +3,7 @@
 use model::{HoleReason, SegmentInfo, SegmentNumber, StreamName};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::segments;
+use super::{renumber, segments};
 use crate::taken::{FileId, Progress, Taken, TakenState};
 
 const COLUMNS: &str = "name, size, mtime_ns, fingerprint, target_ms, state, segments, bytes, run, first, last, void, reason";
@@ -168,45 +168,44 @@ pub(crate) fn note_void(
     Ok(())
 }
 
-/// A segment got another number.
-pub(crate) fn renumber(
-    c: &Connection,
-    stream: i64,
-    old: SegmentNumber,
-    new: SegmentNumber,
-) -> rusqlite::Result<()> {
-    for column in ["first", "last"] {
-        c.prepare_cached(&format!(
-            "UPDATE taken SET {column} = ?3
-             WHERE stream = (SELECT name FROM stream WHERE id = ?1) AND {column} = ?2"
-        ))?
-        .execute(params![stream, segments::sql(old), segments::sql(new)])?;
-    }
-    Ok(())
-}
-
-/// Of a range of a stream's numbers: rows that the hub does not have the bytes of, and numbers that were
-/// given up without it having had them.
+/// Of a file's segments: how many are on their way, and how many the hub will not have: numbers that were given
+/// up here (void ones are among them), and segments that it settled without their bytes. `first` and `last`
+/// are numbers as they were recorded: where segments got others since, both are looked at.
 pub(crate) fn missing_on_hub(
     c: &Connection,
     stream: i64,
     first: SegmentNumber,
     last: SegmentNumber,
 ) -> rusqlite::Result<(u64, u64)> {
-    let bounds = params![stream, segments::sql(first), segments::sql(last)];
-    let unstored: i64 = c
-        .prepare_cached(
-            "SELECT COUNT(*) FROM segment WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND stored <> 1",
-        )?
-        .query_row(bounds, |row| row.get(0))?;
-    let mut lost = 0;
+    let numbers = renumber::images(c, stream, first..=last)?;
+    let (mut unstored, mut lost) = (0, 0);
+    for range in numbers.iter() {
+        let (waiting, refused): (i64, i64) = c
+            .prepare_cached(
+                "SELECT COALESCE(SUM(stored = 0), 0), COALESCE(SUM(stored = 2), 0) FROM segment
+                 WHERE stream = ?1 AND number BETWEEN ?2 AND ?3",
+            )?
+            .query_row(
+                params![
+                    stream,
+                    segments::sql(*range.start()),
+                    segments::sql(*range.end())
+                ],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )?;
+        unstored += u64::try_from(waiting).unwrap_or(0);
+        lost += u64::try_from(refused).unwrap_or(0);
+    }
     for (range, reason) in segments::tombstones(c, stream)? {
         // What expired here was there before; what was renumbered is there, or missing, under another number.
-        if !matches!(reason, HoleReason::Expired | HoleReason::Renumbered) {
-            let from = range.start().0.max(first.0);
-            let to = range.end().0.min(last.0);
+        if matches!(reason, HoleReason::Expired | HoleReason::Renumbered) {
+            continue;
+        }
+        for of in numbers.iter() {
+            let from = range.start().0.max(of.start().0);
+            let to = range.end().0.min(of.end().0);
             lost += to.saturating_add(1).saturating_sub(from);
         }
     }
-    Ok((u64::try_from(unstored).unwrap_or(0), lost))
+    Ok((unstored, lost))
 }

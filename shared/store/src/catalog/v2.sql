@@ -38,7 +38,7 @@ CREATE TABLE taken (
     segments    INTEGER NOT NULL DEFAULT 0,    -- of its segments, so many are here whole
     bytes       INTEGER NOT NULL DEFAULT 0,    -- and so much of the next one, under a number of its own
     run         INTEGER,                       -- of the last of them
-    first       INTEGER,                       -- lowest and highest number
+    first       INTEGER,                       -- lowest and highest number, as recorded
     last        INTEGER,
     void        INTEGER NOT NULL DEFAULT 0,    -- numbers between that hold nothing of it
     reason      TEXT,                          -- why it was refused

@@ -72,6 +72,7 @@ fn assert_moved(site: &Site) {
     let mut files = names_in(&folder.join("0"));
     files.sort();
     let mut expected = uris;
+    expected.push("ledger".to_owned());
     expected.sort();
     assert_eq!(files, expected, "no file under an old name, none lost");
     let summary = store.stream(&gate()).unwrap().unwrap();
@@ -166,9 +167,12 @@ fn a_kill_at_any_step_loses_nothing() {
             }
             _ => unreachable!(),
         }
-        site.restart();
+        let report = site.restart();
+        assert_eq!((report.adopted, report.set_aside), (0, 0), "step {step}");
         finish(site.store());
         assert_moved(&site);
+        let orphans = site.path().join("orphans");
+        assert!(!orphans.exists() || names_in(&orphans).is_empty());
     }
 }
 

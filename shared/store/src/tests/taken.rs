@@ -169,6 +169,78 @@ fn a_file_may_go_only_when_the_hub_has_all_of_it() {
     assert_eq!(store.taken(&gate()).unwrap().len(), 1);
 }
 
+/// Segments 1 to 4 of "a" (1 is on the hub, 5 is void) and 6, 7 of "b" are given other numbers.
+#[test]
+fn what_became_of_a_file_is_known_after_its_segments_got_other_numbers() {
+    let mut site = Site::edge();
+    let store = site.store();
+    store.begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
+    for number in 1..=4 {
+        put(store, number, 1);
+    }
+    drop(store.open_segment(&gate(), open(5, 1)).unwrap());
+    store.abandon(&gate(), n(5)).unwrap();
+    store.begin_taken(&gate(), &file("b", 1), 2_000).unwrap();
+    put(store, 6, 1);
+    put(store, 7, 1);
+    store
+        .set_taken(&gate(), b"b", TakenState::Whole, None)
+        .unwrap();
+    store.mark_stored(&gate(), n(1)).unwrap();
+    let on_hub = |store: &crate::Store, name: &[u8]| store.taken_on_hub(&gate(), name).unwrap();
+    assert_eq!(on_hub(store, b"a"), OnHub::NotYet(3));
+    store.renumber(&gate(), n(2), n(100)).unwrap();
+    while store.go_on_renumbering(&gate()).unwrap().is_some() {}
+    site.restart();
+    let store = site.store();
+    let moved: Vec<_> = store.unshipped(&gate(), n(0), 9).unwrap();
+    let moved: Vec<_> = moved.iter().map(|info| info.number).collect();
+    assert_eq!((moved.len(), moved[0] > n(100)), (5, true));
+    assert_eq!(on_hub(store, b"a"), OnHub::NotYet(3));
+    assert_eq!(on_hub(store, b"b"), OnHub::NotYet(2));
+    // The number of the last of them is not mistaken for the end of all.
+    store.mark_stored(&gate(), moved[2]).unwrap();
+    assert_eq!(on_hub(store, b"a"), OnHub::NotYet(2));
+    // Moved again, from its second one on: the first was stored meanwhile.
+    store.mark_stored(&gate(), moved[0]).unwrap();
+    store.renumber(&gate(), moved[1], n(500)).unwrap();
+    while store.go_on_renumbering(&gate()).unwrap().is_some() {}
+    assert_eq!(on_hub(store, b"a"), OnHub::NotYet(1));
+    let again = store.unshipped(&gate(), n(500), 9).unwrap();
+    assert_eq!(again.len(), 3);
+    store.mark_stored(&gate(), again[0].number).unwrap();
+    assert_eq!(on_hub(store, b"a"), OnHub::All);
+    assert_eq!(on_hub(store, b"b"), OnHub::NotYet(2));
+    // Settled there without its bytes: the file is the only copy.
+    store.mark_stored(&gate(), again[1].number).unwrap();
+    let refused = model::HoleReason::Refused;
+    store.give_up(&gate(), again[2].number, refused).unwrap();
+    assert_eq!(on_hub(store, b"b"), OnHub::Lost(1));
+}
+
+/// What was lost before its neighbours got other numbers stays lost.
+#[test]
+fn a_loss_is_not_forgotten_when_the_rest_of_a_file_is_moved() {
+    let site = Site::edge();
+    let store = site.store();
+    store.begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
+    for number in 1..=3 {
+        put(store, number, 1);
+    }
+    store
+        .set_taken(&gate(), b"a", TakenState::Whole, None)
+        .unwrap();
+    let path = site.path().join("segments/gate/0/2.ts");
+    std::fs::write(&path, b"short").unwrap();
+    assert!(store.bury_unreadable(&gate(), n(2)).unwrap());
+    store.renumber(&gate(), n(1), n(100)).unwrap();
+    while store.go_on_renumbering(&gate()).unwrap().is_some() {}
+    for info in store.unshipped(&gate(), n(0), 9).unwrap() {
+        store.mark_stored(&gate(), info.number).unwrap();
+    }
+    assert_eq!(store.taken_on_hub(&gate(), b"a").unwrap(), OnHub::Lost(1));
+}
+
 #[test]
 fn only_what_run_recorded_is_ended_when_its_configuration_drops_it() {
     let mut site = Site::edge();
