@@ -44,6 +44,8 @@ impl Store {
             // The hub is asked again, and says so again, when the disk has them.
             return Ok(());
         }
+        // What the hub has keeps its number.
+        self.flush_marks()?;
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             begin(c, &row, number, floor)
@@ -69,6 +71,7 @@ impl Store {
             self.tick();
             return Ok(());
         }
+        self.flush_marks()?;
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             let Some(segment) = segments::find(c, row.id, number)? else {

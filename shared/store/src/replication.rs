@@ -255,10 +255,11 @@ impl Store {
 
     /// Edge: how many segments here the hub settled without having them, by reason.
     pub fn given_up(&self, stream: &StreamName) -> Result<Vec<(HoleReason, u64)>> {
-        self.inner().catalog.read(|c| {
+        let read = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
             Ok(segments::count_given_up(c, row.id)?)
-        })
+        });
+        self.or_in_memory(stream, read)
     }
 
     /// Edge: a closed segment that could not be read again and again becomes a hole (*corrupt*). False: it can

@@ -290,13 +290,14 @@ mod tests {
             candidate(4, 20, true),
         ];
         all[2].at_hub = AtHub::Settled;
+        all[2].given_up = Some(HoleReason::Corrupt);
         assert_eq!(planned(limits, ROOMY, &all), []);
         assert_eq!(
             planned(limits, full, &all),
             [
                 (2, HoleReason::Expired),
                 (4, HoleReason::Expired),
-                (3, HoleReason::Evicted),
+                (3, HoleReason::Corrupt),
                 (1, HoleReason::Evicted)
             ]
         );

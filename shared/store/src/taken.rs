@@ -166,6 +166,7 @@ impl Store {
 
     /// Whether the hub has what was cut of a file.
     pub fn taken_on_hub(&self, stream: &StreamName, name: &[u8]) -> Result<OnHub> {
+        self.flush_marks()?;
         self.inner().catalog.read(|c| {
             let Some(file) = taken::find(c, stream, name)? else {
                 return Ok(OnHub::NotYet(1));

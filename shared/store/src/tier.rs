@@ -428,7 +428,8 @@ impl TierState {
     /// What the hub has, all of it.
     pub(crate) fn set_settled(&mut self, stream: &StreamName, settled: &RangeSet) {
         if let Some(stream) = self.streams.get_mut(stream) {
-            stream.marks.clear();
+            // What it had and has no more is to be shipped again.
+            stream.marks.retain(|number, _| settled.contains(*number));
             for (number, held) in &mut stream.segments {
                 // That a number is settled does not say that this segment is stored.
                 held.stored &= settled.contains(*number);

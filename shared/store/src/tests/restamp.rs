@@ -194,6 +194,7 @@ fn the_hub_is_told_until_it_confirms() {
     }
     store.mark_stored(&gate(), n(1)).unwrap();
     store.mark_stored(&gate(), n(2)).unwrap();
+    store.flush_marks().unwrap();
     assert!(store.restamped(&gate(), 256).unwrap().is_empty());
     store.correct_boot(BOOT, T0, true).unwrap();
     // What the hub does not have is announced with the right time anyway.
