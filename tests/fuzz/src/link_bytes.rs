@@ -5,15 +5,15 @@ use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 use bytes::Bytes;
 use link_proto::{
     Channel, Cipher, Endpoint, Event, MAX_MESSAGE_BYTES,
-    messages::{ToEdge, ToHub},
+    messages::{MAX_ANNOUNCED, ToEdge, ToHub},
     replicate::{
         MAX_PARTIALS,
         receiver::{Job, Outcome, Receiver},
-        sender::{Command, Sender},
+        sender::{Command, Held, Sender},
     },
     sim::{HUB_ADDRESS, Line, Who, World},
 };
-use model::{RangeSet, SegmentNumber};
+use model::{HoleReason, RangeSet, SegmentNumber};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -53,7 +53,7 @@ pub(crate) fn peer_messages(data: &[u8]) {
             };
             if let Some(outcome) = job.and_then(|job| answer(*how, job)) {
                 let answers = receiver.handle_outcome(outcome);
-                assert!(answers.len() <= MAX_PARTIALS + 1);
+                assert!(answers.len() <= MAX_PARTIALS.max(MAX_ANNOUNCED) + 1);
                 for answer in answers {
                     let bytes = answer.encode();
                     assert!(bytes.len() <= MAX_MESSAGE_BYTES);
@@ -94,10 +94,33 @@ fn answer(how: u8, job: Job) -> Option<Outcome> {
             stream,
             below,
         },
-        Job::Start(start) if well => {
-            let _ = start;
-            Outcome::Started
+        Job::Announce {
+            stream, segments, ..
+        } => {
+            let mut numbers = segments.iter().map(|info| info.number);
+            let collides = if well { None } else { numbers.next_back() };
+            let (mut stored, mut holes) = (Vec::new(), Vec::new());
+            for number in numbers {
+                match (number.0 ^ u64::from(how >> 2)) % 3 {
+                    0 => stored.push(number),
+                    1 => holes.push((number, HoleReason::Expired)),
+                    _ => {}
+                }
+            }
+            Outcome::Announced {
+                stream,
+                stored,
+                holes,
+                collides,
+                floor: SegmentNumber(u64::from(how)),
+            }
         }
+        Job::Start(_) if well => Outcome::Started,
+        Job::Start(start) if how & 4 == 0 => Outcome::NumberUsed {
+            stream: start.stream,
+            number: start.number,
+            floor: start.number.next(),
+        },
         Job::Start(start) => Outcome::Unusable {
             stream: start.stream,
             number: start.number,
@@ -112,6 +135,10 @@ fn answer(how: u8, job: Job) -> Option<Outcome> {
             number: info.number,
         },
         Job::End { stream, last } => Outcome::Ended { stream, last },
+        Job::Restamp { stream, segments } => Outcome::Restamped {
+            stream,
+            last: segments.last()?.0,
+        },
         _ => return None,
     })
 }
@@ -133,6 +160,17 @@ fn drain(sender: &mut Sender, how: u8) {
             }
             Command::List { ticket, stream, .. } => {
                 sender.handle_listed(now, ticket, &stream, (how & 2 == 0).then(Default::default));
+            }
+            Command::ListHeld {
+                ticket,
+                stream,
+                from,
+            } => {
+                let held = Held {
+                    ranges: vec![from..=from],
+                    next: (how & 4 == 0).then(|| from.next()),
+                };
+                sender.handle_held(now, ticket, &stream, (how & 2 == 0).then_some(held));
             }
             Command::Hash { ticket, .. } => sender.handle_hashed(ticket, None),
             Command::Read { ticket, range, .. } => {

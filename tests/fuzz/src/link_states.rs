@@ -278,9 +278,14 @@ enum Change {
     RestartEdge { lose_parts: u8 },
     RestartHub { lose: u8 },
     Corrupt { one_in: u8 },
+    Correct { by_ms: u16 },
+    Image,
+    Restore,
+    Wipe,
 }
 
-/// An edge's and a hub's halves over model stores: what is recorded arrives, whatever is lost or restarted.
+/// An edge's and a hub's halves over model stores: what is recorded arrives, whatever is lost, restarted, restored
+/// or wiped.
 pub(crate) fn replication(data: &[u8]) {
     let mut u = Unstructured::new(data);
     let seed = u.arbitrary().unwrap_or(1);
@@ -298,6 +303,10 @@ pub(crate) fn replication(data: &[u8]) {
             Change::RestartEdge { lose_parts } => operations::Operation::RestartEdge { lose_parts },
             Change::RestartHub { lose } => operations::Operation::RestartHub { lose },
             Change::Corrupt { one_in } => operations::Operation::Corrupt { one_in },
+            Change::Correct { by_ms } => operations::Operation::Correct { by_ms },
+            Change::Image => operations::Operation::Image,
+            Change::Restore => operations::Operation::Restore,
+            Change::Wipe => operations::Operation::Wipe,
         });
     }
     operations::replay(seed, changes);

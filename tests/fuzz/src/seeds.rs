@@ -185,6 +185,15 @@ fn to_hub() -> Vec<ToHub> {
             ranges: vec![SegmentNumber(1)..=SegmentNumber(3)],
             reason: HoleReason::Evicted,
         },
+        ToHub::Restamp {
+            stream: stream.clone(),
+            segments: vec![(number, WallTime(1_777_622_401_000))],
+        },
+        ToHub::Holding {
+            stream: stream.clone(),
+            within: SegmentNumber(0)..=number,
+            ranges: vec![SegmentNumber(5)..=SegmentNumber(6)],
+        },
         ToHub::StreamEnd {
             stream,
             last: Some(number),
@@ -230,9 +239,19 @@ fn to_edge() -> Vec<ToEdge> {
             number,
             reason: HoleReason::Corrupt,
         },
+        ToEdge::Collides {
+            stream: stream.clone(),
+            number,
+            floor: SegmentNumber(40),
+            compared: true,
+        },
         ToEdge::Ended {
             stream: stream.clone(),
             last: Some(number),
+        },
+        ToEdge::Restamped {
+            stream: stream.clone(),
+            last: number,
         },
         ToEdge::StreamRefused {
             stream: stream.clone(),
