@@ -489,7 +489,12 @@ gate    live        120   286.1 MiB  3 (7.2 MiB)             2026-05-01T08:00:00
             },
             counters: MemoryCounters::default(),
         };
-        let mut answer = json(&about(), &UplinkStatus::default(), &Inputs::default(), &disk);
+        let mut answer = json(
+            &about(),
+            &UplinkStatus::default(),
+            &Inputs::default(),
+            &disk,
+        );
         answer["streams"] = json!([]);
         let text = serde_json::from_value::<Shown>(answer).unwrap().text();
         let line = "disk    full: /data/x: No space left on device; 3 segments (3.0 MiB) in memory, 0 lost\n";

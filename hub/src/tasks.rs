@@ -30,9 +30,13 @@ impl Tasks {
     /// Waits for `stop`, or for a task that ends before it, which is an error and stops the others;
     /// then for all, within [`MAX_SHUTDOWN`].
     pub(crate) async fn run(mut self, stop: &CancellationToken) -> Result<()> {
-        let first = tokio::select! {
-            () = stop.cancelled() => Ok(()),
-            Some(ended) = self.set.join_next() => outcome(ended, stop),
+        // One that only ended may have ended because another fails, and be seen before it.
+        let (first, is_cause) = tokio::select! {
+            () = stop.cancelled() => (Ok(()), true),
+            Some(ended) = self.set.join_next() => {
+                let failed = !matches!(ended, Ok((_, Ok(()))));
+                (outcome(ended, stop), failed)
+            }
         };
         stop.cancel();
         tracing::info!("stopping");
@@ -49,7 +53,12 @@ impl Tasks {
                 MAX_SHUTDOWN.as_secs()
             ))
         };
-        let result = first.and(rest.await.unwrap_or_else(late));
+        let rest = rest.await.unwrap_or_else(late);
+        let result = if is_cause {
+            first.and(rest)
+        } else {
+            rest.and(first)
+        };
         if result.is_ok() {
             tracing::info!("stopped");
         }

@@ -212,6 +212,7 @@ fn the_hub_is_told_until_it_confirms() {
     assert!(store.restamped(&gate(), 256).unwrap().is_empty());
     // It may have got one on the way, with the old time.
     store.mark_stored(&gate(), n(3)).unwrap();
+    store.flush_marks().unwrap();
     assert_eq!(
         store.restamped(&gate(), 256).unwrap(),
         [(n(3), wall(3, again))]
