@@ -99,8 +99,8 @@ fn describe(tracks: &[Track]) -> (String, Option<(u32, u32)>) {
 }
 
 /// How much of a file is whole: all of it, or, where it is torn, what lies before the access unit (or table)
-/// that the tear is in; none goes where stuffing shows that the last one had ended. A tear is a length that is no whole number of packets, or (after a loss of power) a
-/// packet without its sync byte.
+/// that the tear is in; none goes where stuffing shows that the last one had ended. A tear is a length that is
+/// no whole number of packets, or (after a loss of power) a packet without its sync byte.
 pub(crate) fn whole_bytes(bytes: &[u8]) -> usize {
     let (packets, rest) = bytes.as_chunks::<TS_PACKET_BYTES>();
     let good = packets
