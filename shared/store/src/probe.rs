@@ -16,6 +16,11 @@ const UNIT_START: u8 = 0x40;
 /// The packet has an adaptation field.
 const ADAPTATION_FIELD: u8 = 0x20;
 
+/// Of an adaptation field: it has a program clock reference.
+const PCR_FLAG: u8 = 0x10;
+
+const PCR_BYTES: usize = 6;
+
 const STUFFING: u8 = 0xff;
 
 /// What was found in a segment.
@@ -94,8 +99,8 @@ fn describe(tracks: &[Track]) -> (String, Option<(u32, u32)>) {
 }
 
 /// How much of a file is whole: all of it, or, where it is torn, what lies before the access unit (or table)
-/// that the tear is in. A tear is a length that is no whole number of packets, or (after a loss of power) a
-/// packet without its sync byte.
+/// that the tear is in; none goes where stuffing shows that the last one had ended. A tear is a length that is
+/// no whole number of packets, or (after a loss of power) a packet without its sync byte.
 pub(crate) fn whole_bytes(bytes: &[u8]) -> usize {
     let (packets, rest) = bytes.as_chunks::<TS_PACKET_BYTES>();
     let good = packets
@@ -124,11 +129,13 @@ pub(crate) fn whole_bytes(bytes: &[u8]) -> usize {
 
 /// Whether a packet is filled up with stuffing, as only the last one of an access unit is.
 fn is_stuffed(packet: &[u8; TS_PACKET_BYTES]) -> bool {
-    let [_, _, _, flags, length, rest @ ..] = packet;
+    let [_, _, _, flags, length, what, rest @ ..] = packet;
+    let clock = if what & PCR_FLAG == 0 { 0 } else { PCR_BYTES };
     flags & ADAPTATION_FIELD != 0
         && match usize::from(*length).checked_sub(1) {
             None => true,
-            Some(last) => rest.get(last) == Some(&STUFFING),
+            // A clock's last byte may look like stuffing.
+            Some(rest_bytes) => rest_bytes > clock && rest.get(rest_bytes - 1) == Some(&STUFFING),
         }
 }
 
@@ -137,4 +144,58 @@ pub(crate) fn last_part(bytes: &[u8]) -> usize {
     let (packets, _) = bytes.as_chunks::<TS_PACKET_BYTES>();
     let begins = |packet: &[u8; TS_PACKET_BYTES]| matches!(packet, [SYNC_BYTE, flags, 0, ..] if flags & UNIT_START != 0 && flags & 0x1f == 0);
     packets.iter().rposition(begins).unwrap_or(0) * TS_PACKET_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access_units(bytes: &[u8]) -> Vec<(u8, i64, Vec<u8>)> {
+        let mut events = Vec::new();
+        let mut demuxer = Demuxer::new();
+        demuxer.push(bytes, &mut events);
+        demuxer.finish(&mut events);
+        let units = events.into_iter().filter_map(|event| match event {
+            SourceEvent::AccessUnit(unit) => Some(unit),
+            _ => None,
+        });
+        units
+            .map(|unit| (unit.track.0, unit.pts.0, unit.data.to_vec()))
+            .collect()
+    }
+
+    /// Wherever a segment is torn, and whatever follows there, what is kept are whole access units.
+    #[test]
+    fn a_tear_anywhere_leaves_whole_access_units() {
+        let clip = include_bytes!("../../../fixtures/media/demux-h264-aac.ts");
+        let all = access_units(clip);
+        let mut kept_most = 0;
+        for packets in 0..clip.len() / TS_PACKET_BYTES {
+            let good = &clip[..packets * TS_PACKET_BYTES];
+            let next = &clip[good.len()..][..100];
+            for tail in [&[0; 7 * TS_PACKET_BYTES][..], &[0; 50], next] {
+                let torn = [good, tail].concat();
+                let whole = whole_bytes(&torn);
+                assert!(whole <= good.len(), "{packets}");
+                let units = access_units(&torn[..whole]);
+                for unit in &units {
+                    assert!(all.contains(unit), "{packets}: {} bytes", unit.2.len());
+                }
+                kept_most = kept_most.max(units.len());
+            }
+        }
+        assert!(kept_most > 20, "{kept_most}");
+    }
+
+    #[test]
+    fn a_clock_that_ends_like_stuffing_is_none() {
+        let mut packet = [0; TS_PACKET_BYTES];
+        packet[..12].copy_from_slice(&[
+            SYNC_BYTE, 0x41, 0, 0x30, 7, PCR_FLAG, 0, 0, 0, 0, 0x7e, 0xff,
+        ]);
+        assert!(!is_stuffed(&packet));
+        packet[4] = 8;
+        packet[12] = STUFFING;
+        assert!(is_stuffed(&packet));
+    }
 }

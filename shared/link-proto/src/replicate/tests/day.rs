@@ -21,6 +21,10 @@ const MAX_SPELL_S: u64 = 40;
 /// segments in hand.
 const MAX_HELD: usize = 1_024;
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "how long to simulate is the soak script's choice"
+)]
 fn hours() -> u64 {
     let set = std::env::var("PENSTOCK_SIM_HOURS").ok();
     set.and_then(|hours| hours.parse().ok()).unwrap_or(1)

@@ -544,7 +544,10 @@ impl HubStore {
                 let (stream, number) = (start.stream.clone(), start.number);
                 let state = self.streams.get_mut(&stream).unwrap();
                 if state.settled().contains(number) {
-                    if start.offset > 0 || !state.here.contains_key(&number) {
+                    // What an edge does not hold is lost after it was told what is settled: should it use the
+                    // number then, it can't know better.
+                    let lost = state.hole(number) == Some(HoleReason::Lost);
+                    if !lost && (start.offset > 0 || !state.here.contains_key(&number)) {
                         self.offered_again += 1;
                     }
                     if let Some(reason) = state.hole(number) {
