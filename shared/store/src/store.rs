@@ -551,10 +551,20 @@ impl Store {
             self.tick();
             return Ok(());
         }
-        self.inner.catalog.write(|c| {
+        let marked = self.inner.catalog.write(|c| {
             let row = streams::get(c, stream)?;
             Ok(streams::mark_ended_on_hub(c, row.id)?)
-        })?;
+        });
+        match marked {
+            // The disk's thread tells the catalog when it can: the hub says it once only.
+            Err(error) if self._keeper.is_some() && error.disk_fault().is_some() => {
+                self.inner.tier.give(|state| {
+                    let held = state.streams.entry(stream.clone()).or_default();
+                    held.ended_on_hub = true;
+                });
+            }
+            marked => marked?,
+        }
         self.tick();
         Ok(())
     }
