@@ -74,6 +74,8 @@ impl Store {
     }
 
     fn try_to_make_room(&self, room: Room) -> Result<JanitorReport> {
+        // What is full is looked at and made room on by one at a time: two would delete twice what is asked.
+        let _alone = self.inner().evicting.lock();
         let now = self.steady_now();
         // Age is the daemon's round's business.
         let limits = RetentionLimits {
@@ -112,6 +114,7 @@ impl Store {
     /// Plans and carries out retention once. The daemon calls it every few seconds and when a write finds
     /// the disk full.
     pub fn run_janitor(&self, now: WallTime) -> Result<JanitorReport> {
+        let _alone = self.inner().evicting.lock();
         let mut report = JanitorReport::default();
         let mut limits = self.inner().options.limits;
         if self.is_age_held(Instant::now(), now)? {

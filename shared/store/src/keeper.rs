@@ -193,25 +193,39 @@ impl Desk {
         if marks_due {
             self.marks_at = Instant::now();
         }
-        loop {
-            let Some(job) = self.next_job(marks_due) else {
-                return self.try_again();
-            };
+        // What one stream can't get rid of (a file that waits for room, a folder that is broken) must not keep
+        // the others from the disk.
+        let mut stuck = HashSet::new();
+        let mut made_room = HashSet::new();
+        let mut first = None;
+        while let Some(job) = self.next_job(marks_due, &stuck) {
             let stream = job.stream.clone();
             let live = job.runs.iter().any(|(_, waits)| !waits);
-            match self.carry_out(job) {
-                Ok(()) => self.retry_at = None,
-                Err(error) => {
-                    // Whatever it was, the segment is begun anew.
-                    self.writing.remove(&stream);
-                    self.tier().settle(|state| unbusy(state, &stream));
-                    let full = error.disk_fault() == Some(TroubleKind::Full);
-                    if full && self.store.make_room(Room::Full { live }) {
-                        continue;
-                    }
-                    self.failed(&error);
-                    return;
-                }
+            let Err(error) = self.carry_out(job) else {
+                // It has taken something: it may be asked for room again.
+                made_room.remove(&stream);
+                continue;
+            };
+            // Whatever it was, the segment is begun anew.
+            self.writing.remove(&stream);
+            self.tier().settle(|state| unbusy(state, &stream));
+            let full = error.disk_fault() == Some(TroubleKind::Full);
+            if full && made_room.insert(stream.clone()) && self.store.make_room(Room::Full { live })
+            {
+                continue;
+            }
+            let gone = matches!(error, crate::StoreError::Vanished { .. });
+            stuck.insert(stream);
+            first.get_or_insert(error);
+            if gone {
+                break;
+            }
+        }
+        match first {
+            Some(error) => self.failed(&error),
+            None => {
+                self.retry_at = None;
+                self.try_again();
             }
         }
     }
@@ -240,7 +254,7 @@ impl Desk {
     }
 
     /// The stream whose oldest segment has waited longest.
-    fn next_job(&self, marks_due: bool) -> Option<Job> {
+    fn next_job(&self, marks_due: bool, stuck: &HashSet<StreamName>) -> Option<Job> {
         let mut state = self.tier().lock();
         let has_work = |name: &StreamName, s: &crate::tier::TierStream| {
             let first = s.segments.values().next();
@@ -261,6 +275,7 @@ impl Desk {
         let (stream, _) = state
             .streams
             .iter()
+            .filter(|(name, _)| !stuck.contains(*name))
             .filter_map(|(name, s)| Some((name.clone(), has_work(name, s)?)))
             .min_by_key(|(_, age)| *age)?;
         let s = state.streams.get_mut(&stream)?;
@@ -344,11 +359,6 @@ impl Desk {
         let next = job.next;
         let info = self.commit(&job, Some((&piece.begun, &closed)), next.as_ref())?;
         let info = info.unwrap_or(closed.info);
-        if let Some(next) = next {
-            // Begun: its file comes with its first part.
-            let begun = self.file_of(&stream, next.open.number)?;
-            self.writing.insert(stream.clone(), begun);
-        }
         let given_up = self.tier().settle(|state| {
             let held = state.remove(&stream, number)?;
             if held.stored {
@@ -356,12 +366,24 @@ impl Desk {
             }
             held.given_up
         });
+        if let Some(next) = next {
+            // Begun: its file comes with its first part. One that can't be made now is begun anew then.
+            match self.file_of(&stream, next.open.number) {
+                Ok(begun) => {
+                    self.writing.insert(stream.clone(), begun);
+                }
+                Err(error) => tracing::debug!(%stream, %error, "failed to begin a segment's file"),
+            }
+        }
         self.store.tick();
         tracing::debug!(%stream, number = number.0, bytes = info.bytes, duration_ms = info.duration.as_millis(), "segment closed");
         self.store.write_journal(&stream, &info);
         self.store.write_local_playlists(&stream, &info);
         if let Some(reason) = given_up {
-            self.store.give_up(&stream, number, reason)?;
+            if let Err(error) = self.store.give_up(&stream, number, reason) {
+                // It is announced again, and the hub says so again.
+                tracing::debug!(%stream, %error, "failed to mark what the hub gave up");
+            }
         }
         self.store.renumber_closed(&stream);
         self.store.make_room(Room::Limits);
@@ -483,7 +505,11 @@ impl Desk {
             }
         });
         for number in leftovers {
-            files::remove(&self.store.inner().layout.partial(stream, number))?;
+            let partial = self.store.inner().layout.partial(stream, number);
+            if let Err(error) = files::remove(&partial) {
+                // The next start removes it.
+                tracing::debug!(%stream, %error, "failed to remove what is left of a dropped segment");
+            }
         }
         Ok(done)
     }

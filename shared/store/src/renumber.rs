@@ -46,6 +46,7 @@ impl Store {
         }
         // What the hub has keeps its number.
         self.flush_marks()?;
+        let floor = floor.max(self.above_memory(stream));
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             begin(c, &row, number, floor)
@@ -72,6 +73,7 @@ impl Store {
             return Ok(());
         }
         self.flush_marks()?;
+        let above = self.above_memory(stream);
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             let Some(segment) = segments::find(c, row.id, number)? else {
@@ -80,7 +82,7 @@ impl Store {
             if reason == HoleReason::Expired
                 && !segments::hub_had_run(c, row.id, segment.info.run, number)?
             {
-                return begin(c, &row, number, row.floor);
+                return begin(c, &row, number, row.floor.max(above));
             }
             Ok(segments::give_up(c, row.id, number, reason)?)
         })?;
@@ -108,12 +110,21 @@ impl Store {
     }
 
     fn plan(&self, stream: &StreamName) -> Result<Option<Plan>> {
-        self.inner().catalog.read(|c| {
+        let read = self.inner().catalog.read(|c| {
             Ok(match streams::find(c, stream)? {
                 Some(row) => renumber::plan(c, row.id)?,
                 None => None,
             })
-        })
+        });
+        self.or_in_memory(stream, read)
+    }
+
+    /// The lowest number above all that are in memory.
+    fn above_memory(&self, stream: &StreamName) -> SegmentNumber {
+        let highest = self.in_tier(stream, |held| held.segments.keys().next_back().copied());
+        highest
+            .flatten()
+            .map_or(SegmentNumber(0), SegmentNumber::next)
     }
 
     fn move_some(&self, stream: &StreamName) -> Result<Option<SegmentNumber>> {
@@ -193,16 +204,26 @@ impl Store {
     pub(crate) fn recover_renumbering(&self, row: &StreamRow) -> Result<()> {
         let found = self.inner().catalog.read(|c| {
             Ok(match renumber::plan(c, row.id)? {
-                Some(plan) => Some((plan, renumber::moved_within(c, row.id, &plan)?)),
+                Some(plan) => {
+                    let moved = renumber::moved_within(c, row.id, &plan)?;
+                    let to_move = renumber::to_move(c, row.id, &plan, BATCH)?;
+                    Some((plan, moved, to_move))
+                }
                 None => None,
             })
         })?;
-        let Some((plan, moved)) = found else {
+        let Some((plan, moved, to_move)) = found else {
             return Ok(());
         };
-        for number in (plan.next.0..).take(BATCH).map(SegmentNumber) {
-            if self.row(&row.name, number)?.is_none() {
-                files::remove(&self.inner().layout.segment(&row.name, number))?;
+        for (number, old) in (plan.next.0..).map(SegmentNumber).zip(&to_move) {
+            let path = self.inner().layout.segment(&row.name, number);
+            if self.row(&row.name, number)?.is_some() || !path.exists() {
+                continue;
+            }
+            let (hasher, _) = files::hash_file(&path)?;
+            // Anything else is a segment of its own that was killed before its row was there.
+            if files::hash_of(&hasher) == old.info.hash {
+                files::remove(&path)?;
             }
         }
         for number in moved

@@ -161,8 +161,10 @@ impl Store {
             Ok(segments::set_stored(c, row.id, settled)?)
         });
         self.tick();
-        // Lost, it is compared again.
-        self.or_in_memory(stream, set)
+        match set {
+            Err(StoreError::NoSuchStream(_)) if self.in_tier(stream, |_| ()).is_some() => Ok(()),
+            set => set,
+        }
     }
 
     /// Edge: the hub said `Stored` (or settled) for one segment. Kept in memory until a commit takes it along:

@@ -82,7 +82,7 @@ impl Store {
         stream: &StreamName,
         limit: usize,
     ) -> Result<Vec<(SegmentNumber, WallTime)>> {
-        self.inner().catalog.read(|c| {
+        let read = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
             let found = c
                 .prepare_cached(
@@ -95,7 +95,8 @@ impl Store {
                 })?
                 .collect::<rusqlite::Result<_>>()?;
             Ok(found)
-        })
+        });
+        self.or_in_memory(stream, read)
     }
 
     /// The hub knows these wall times. One that was corrected again meanwhile stays marked.

@@ -71,6 +71,8 @@ pub(crate) struct Inner {
     pub(crate) scrubbed: ScrubCounts,
     pub(crate) tier: Arc<Tier>,
     pub(crate) health: Health,
+    /// Held by whoever deletes for want of room.
+    pub(crate) evicting: Mutex<()>,
     lock: Mutex<Option<Arc<Lock>>>,
 }
 
@@ -201,6 +203,7 @@ impl Store {
                 scrubbed: ScrubCounts::default(),
                 tier,
                 health: Health::default(),
+                evicting: Mutex::default(),
                 lock: Mutex::new(lock),
             }),
         })

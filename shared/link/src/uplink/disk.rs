@@ -1,6 +1,12 @@
 //! The thread that reads the edge's store: carries out the sender's commands, one after the other.
 
-use std::{io, thread, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    ops::RangeInclusive,
+    thread,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use link_proto::{
@@ -19,6 +25,9 @@ use super::{HubTime, HubTimeTaker};
 /// Commands given to the thread that it has not begun, and answers not taken: reads are bounded by the
 /// sender's own limit of bytes, the rest is small.
 const QUEUE: usize = 64;
+
+/// Corrected times that the catalog could not be told to be known are told to the hub again after this.
+const RESTAMP_WAIT: Duration = Duration::from_secs(10);
 
 /// Work for the thread.
 pub(super) enum Work {
@@ -121,8 +130,9 @@ pub(super) fn start(store: Store) -> io::Result<Disk> {
     let thread = thread::Builder::new()
         .name("uplink-disk".to_owned())
         .spawn(move || {
+            let mut failed = Failed::default();
             while let Some(work) = to_do.blocking_recv() {
-                if let Some(answer) = carry_out(&store, work)
+                if let Some(answer) = carry_out(&store, &mut failed, work)
                     && done.blocking_send(answer).is_err()
                 {
                     return;
@@ -136,12 +146,30 @@ pub(super) fn start(store: Store) -> io::Result<Disk> {
     })
 }
 
-fn carry_out(store: &Store, work: Work) -> Option<Answer> {
+/// What the catalog could not be told.
+#[derive(Default)]
+struct Failed {
+    /// Streams whose comparison with the hub it has not heard: what it calls stored may not be.
+    settled: HashSet<StreamName>,
+    /// Streams whose corrected times it has not heard to be known; told again after this.
+    restamped: HashMap<StreamName, Instant>,
+}
+
+fn carry_out(store: &Store, failed: &mut Failed, work: Work) -> Option<Answer> {
     Some(match work {
         Work::Streams => Answer::Streams(logged("list", None, streams(store))?),
         Work::Do(Command::Look { ticket, stream }) => Answer::Looked {
             ticket,
-            looked: logged("look at", Some(&stream), look(store, &stream)),
+            looked: logged("look at", Some(&stream), look(store, &stream)).map(|mut looked| {
+                if failed
+                    .restamped
+                    .get(&stream)
+                    .is_some_and(|at| *at > Instant::now())
+                {
+                    looked.restamped.clear();
+                }
+                looked
+            }),
             stream,
         },
         Work::Do(Command::List {
@@ -159,7 +187,14 @@ fn carry_out(store: &Store, work: Work) -> Option<Answer> {
             from,
         }) => Answer::Held {
             ticket,
-            held: logged("list", Some(&stream), held(store, &stream, from)),
+            held: match failed.settled.contains(&stream) {
+                // All of it: the hub must not settle what it may still be given.
+                true => Some(Held {
+                    ranges: vec![from..=SegmentNumber(u64::MAX)],
+                    next: None,
+                }),
+                false => logged("list", Some(&stream), held(store, &stream, from)),
+            },
             stream,
         },
         Work::Do(Command::Hash {
@@ -183,7 +218,10 @@ fn carry_out(store: &Store, work: Work) -> Option<Answer> {
         },
         Work::Do(Command::SetSettled { stream, settled }) => {
             let done = known(store, &stream, || store.set_settled(&stream, &settled));
-            logged("mark", Some(&stream), done)?;
+            match logged("mark", Some(&stream), done) {
+                Some(()) => failed.settled.remove(&stream),
+                None => failed.settled.insert(stream),
+            };
             return None;
         }
         Work::Do(Command::MarkStored { stream, number }) => {
@@ -219,7 +257,12 @@ fn carry_out(store: &Store, work: Work) -> Option<Answer> {
         }
         Work::Do(Command::MarkRestamped { stream, segments }) => {
             let marked = store.mark_restamped(&stream, &segments);
-            logged("mark", Some(&stream), marked)?;
+            match logged("mark", Some(&stream), marked) {
+                Some(()) => failed.restamped.remove(&stream),
+                None => failed
+                    .restamped
+                    .insert(stream, Instant::now() + RESTAMP_WAIT),
+            };
             return None;
         }
         Work::HubTime(take, time) => {
@@ -288,11 +331,7 @@ fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
     // In this order a segment that closes, or an end that is told, in between is seen or seen next time.
     let ending = store.ending(stream)?;
     let open = store.open_view(stream)?;
-    let open = open.filter(|view| {
-        !waiting
-            .as_ref()
-            .is_some_and(|range| range.contains(&view.open.number))
-    });
+    let open = open.filter(|view| !is_waiting(&waiting, view.open.number));
     let open = open.map(|view| OpenFacts {
         number: view.open.number,
         run: view.open.run,
@@ -301,7 +340,8 @@ fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
         independent: view.open.independent,
         parts: view.parts,
     });
-    let page = store.unshipped(stream, SegmentNumber(0), LOOK_LIMIT)?;
+    let mut page = store.unshipped(stream, SegmentNumber(0), LOOK_LIMIT)?;
+    page.retain(|info| !is_waiting(&waiting, info.number));
     let of_page = page.iter().map(|info| info.run);
     Ok(Looked {
         runs: runs(
@@ -318,12 +358,20 @@ fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
     })
 }
 
+/// Among numbers that wait for others.
+fn is_waiting(waiting: &Option<RangeInclusive<SegmentNumber>>, number: SegmentNumber) -> bool {
+    let waits = |range: &RangeInclusive<_>| range.contains(&number);
+    waiting.as_ref().is_some_and(waits)
+}
+
 fn list(
     store: &Store,
     stream: &StreamName,
     from: SegmentNumber,
 ) -> Result<(Vec<SegmentInfo>, Vec<RunInfo>), StoreError> {
-    let page = store.unshipped(stream, from, MAX_ANNOUNCED)?;
+    let mut page = store.unshipped(stream, from, MAX_ANNOUNCED)?;
+    let waiting = store.renumbering(stream)?;
+    page.retain(|info| !is_waiting(&waiting, info.number));
     let runs = runs(store, stream, page.iter().map(|info| info.run))?;
     Ok((page, runs))
 }

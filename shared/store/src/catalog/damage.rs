@@ -25,7 +25,7 @@ const REBUILDING: &str = "catalog.rebuilding";
 /// Damaged catalogs that are kept for whoever wants to look into them; older ones go.
 const MAX_SET_ASIDE: usize = 3;
 /// Every table of ours.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 16] = [
     "device",
     "token",
     "stream",
@@ -36,6 +36,12 @@ const TABLES: [&str; 10] = [
     "live_list",
     "live_entry",
     "live_retired",
+    "boot_clock",
+    "renumbered",
+    "renumbering",
+    "run_becomes",
+    "store",
+    "taken",
 ];
 /// What belongs to a database in WAL mode beside its file; before it, when it is moved, so that a kill in
 /// between leaves no journal to a database that it isn't of.
