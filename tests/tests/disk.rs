@@ -7,7 +7,7 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -23,34 +23,7 @@ const ENDS: &str = "the disk works again: ";
 
 /// A camera that plays for so many seconds at its own pace.
 fn camera(seconds: u32) -> Result<(Child, Stdio)> {
-    let seconds = seconds.to_string();
-    let mut ffmpeg = Command::new("ffmpeg")
-        .args([
-            "-hide_banner",
-            "-loglevel",
-            "error",
-            "-nostdin",
-            "-re",
-            "-i",
-        ])
-        .arg(fixture("live.ts"))
-        .args([
-            "-t",
-            &seconds,
-            "-c",
-            "copy",
-            "-f",
-            "mpegts",
-            "-flush_packets",
-            "1",
-            "-",
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("ffmpeg")?;
-    let out = ffmpeg.stdout.take().context("stdout")?;
-    Ok((ffmpeg, Stdio::from(out)))
+    system_tests::camera(&fixture("live.ts"), seconds)
 }
 
 /// An edge on the disk at `dir` whose log lies elsewhere.

@@ -379,11 +379,11 @@ impl Desk {
         tracing::debug!(%stream, number = number.0, bytes = info.bytes, duration_ms = info.duration.as_millis(), "segment closed");
         self.store.write_journal(&stream, &info);
         self.store.write_local_playlists(&stream, &info);
-        if let Some(reason) = given_up {
-            if let Err(error) = self.store.give_up(&stream, number, reason) {
-                // It is announced again, and the hub says so again.
-                tracing::debug!(%stream, %error, "failed to mark what the hub gave up");
-            }
+        if let Some(reason) = given_up
+            && let Err(error) = self.store.give_up(&stream, number, reason)
+        {
+            // It is announced again, and the hub says so again.
+            tracing::debug!(%stream, %error, "failed to mark what the hub gave up");
         }
         self.store.renumber_closed(&stream);
         self.store.make_room(Room::Limits);
