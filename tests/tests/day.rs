@@ -217,8 +217,12 @@ fn a_day_in_fast_motion() -> Result<()> {
     if let Some((push, mut camera)) = site.running.take() {
         camera.kill()?;
         camera.wait()?;
+        let log = push.log_path();
         let status = push.wait(Duration::from_secs(600))?;
-        ensure!(status.success(), "the last push: {status}");
+        let log = fs::read_to_string(log)?;
+        let end = log.len().saturating_sub(4_000);
+        let end = log.get(end..).unwrap_or(&log);
+        ensure!(status.success(), "the last push: {status}\n{end}");
     } else {
         let clip = site.clip.clone();
         let args = [
