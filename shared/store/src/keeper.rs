@@ -177,12 +177,12 @@ impl Desk {
     }
 
     fn say_what_is_lost(&self) {
-        let (segments, bytes) = self.tier().lock().waiting();
+        let (segments, bytes) = self.tier().lock().waiting_for_both();
         if segments > 0 {
             tracing::error!(
                 segments,
                 bytes,
-                "these segments were only in memory: the disk did not take them before the end"
+                "these segments were only in memory: neither the disk nor the hub took them before the end"
             );
         }
     }

@@ -14,10 +14,11 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 
 use crate::{
     RecoveryReport, Store,
-    catalog::{self, Catalog, damage, segments, streams},
+    catalog::{self, Catalog, damage, segments, streams, taken},
     error::{AtPath, Result},
     files,
     store::wall_now,
+    taken::Taken,
 };
 
 /// A floor may lie this far above the newest file: a year of two-second segments.
@@ -31,7 +32,9 @@ const KEY_BYTES: usize = 32;
 pub(crate) struct Salvage {
     devices: Vec<OldDevice>,
     streams: HashMap<i64, OldStream>,
-    runs: Vec<(i64, RunInfo)>,
+    /// The stream, the run, and whether its source can wait.
+    runs: Vec<(i64, RunInfo, bool)>,
+    taken: Vec<(StreamName, Taken)>,
     tombstones: Vec<(i64, SegmentNumber, SegmentNumber, HoleReason)>,
 }
 
@@ -132,11 +135,14 @@ impl Store {
                     catalog::live::begin(c, row.id, next, None, wall_now())?;
                 }
             }
-            for (id, run) in &old.runs {
+            for (id, run, waits) in &old.runs {
                 if let Some(stream) = old.streams.get(id) {
                     let row = streams::get(c, &stream.name)?;
-                    streams::put_run(c, row.id, run)?;
+                    streams::put_run_of(c, row.id, run, *waits)?;
                 }
+            }
+            for (stream, file) in &old.taken {
+                taken::keep(c, stream, file)?;
             }
             Ok(())
         })?;
@@ -319,15 +325,27 @@ fn read(path: &Path) -> Salvage {
         }
         Ok(())
     });
+    // An early version's has no such column.
+    let waits = match c.prepare("SELECT waits FROM run LIMIT 0") {
+        Ok(_) => "waits",
+        Err(_) => "0",
+    };
     each(
         &c,
-        "SELECT stream, run, codecs, width, height, target_duration_s FROM run",
+        &format!("SELECT stream, run, codecs, width, height, target_duration_s, {waits} FROM run"),
         |row| {
             let run = streams::run_from(row, 1)?;
-            old.runs.push((row.get(0)?, run));
+            old.runs.push((row.get(0)?, run, row.get(6)?));
             Ok(())
         },
     );
+    // Of a watched folder: without them each file in it would be recorded again.
+    each(&c, &taken::all_streams(), |row| {
+        if let Ok(stream) = row.get::<_, String>(taken::STREAM)?.parse() {
+            old.taken.push((stream, taken::from_row(row)?));
+        }
+        Ok(())
+    });
     each(
         &c,
         "SELECT stream, first, last, reason FROM tombstone",

@@ -372,6 +372,14 @@ impl TierState {
             .fold((0, 0), |(n, bytes), held| (n + 1, bytes + held.bytes))
     }
 
+    /// Those of them that the hub lacks too.
+    pub(crate) fn waiting_for_both(&self) -> (u64, u64) {
+        let streams = self.streams.values();
+        streams
+            .flat_map(|s| s.unshipped(SegmentNumber(0)))
+            .fold((0, 0), |(n, bytes), info| (n + 1, bytes + info.bytes))
+    }
+
     /// The catalog knows a segment otherwise than it was begun: its wall time was corrected, or its run has
     /// another number.
     pub(crate) fn correct(&mut self, stream: &StreamName, open: &OpenSegment) {

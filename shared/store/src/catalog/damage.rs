@@ -64,13 +64,18 @@ pub(super) fn check_tables(c: &Connection) -> rusqlite::Result<()> {
             |row| row.get(0),
         )?;
         if !there {
-            return Err(rusqlite::Error::SqliteFailure(
-                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
-                Some(format!("table {table} is missing")),
-            ));
+            return Err(damaged(&format!("table {table} is missing")));
         }
     }
     Ok(())
+}
+
+/// The error for what SQLite itself takes for sound.
+pub(super) fn damaged(what: &str) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+        Some(what.to_owned()),
+    )
 }
 
 /// Marks the catalog at `path` as suspect, durably.

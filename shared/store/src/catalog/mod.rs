@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use tokio::sync::watch;
 
 use crate::error::{Result, StoreError};
@@ -226,7 +226,10 @@ fn file_id(path: &Path) -> Option<(u64, u64)> {
 }
 
 fn store_id(connection: &Connection) -> rusqlite::Result<Vec<u8>> {
-    connection.query_row("SELECT id FROM store", [], |row| row.get(0))
+    let id = connection
+        .query_row("SELECT id FROM store", [], |row| row.get(0))
+        .optional()?;
+    id.ok_or_else(|| damage::damaged("the store's own row is missing"))
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -153,7 +153,7 @@ fn move_run(
     }
     if let Some(info) = streams::run(c, stream, run)? {
         streams::put_run(c, stream, &RunInfo { run: to, ..info })?;
-        streams::copy_live_anchor(c, stream, run, to)?;
+        streams::go_on_as(c, stream, run, to)?;
     }
     c.prepare_cached("INSERT OR REPLACE INTO run_becomes VALUES (?1, ?2, ?3)")?
         .execute(params![stream, sql(run), sql(to)])?;

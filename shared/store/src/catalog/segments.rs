@@ -498,6 +498,15 @@ pub(crate) fn bury(
             Ok((row.get(0)?, row.get(1)?))
         })?
         .collect::<rusqlite::Result<_>>()?;
+    // What others say of these numbers ends here; of those above them it holds on.
+    c.prepare_cached(
+        "DELETE FROM tombstone WHERE stream = ?1 AND reason <> ?4 AND first >= ?2 AND last <= ?3",
+    )?
+    .execute(params![stream, first, last, reason.code()])?;
+    c.prepare_cached(
+        "UPDATE tombstone SET first = ?3 + 1 WHERE stream = ?1 AND reason <> ?4 AND first BETWEEN ?2 AND ?3",
+    )?
+    .execute(params![stream, first, last, reason.code()])?;
     let (mut first, mut last) = (first, last);
     for (f, l) in touching {
         c.prepare_cached("DELETE FROM tombstone WHERE stream = ?1 AND first = ?2")?
@@ -631,14 +640,44 @@ pub(crate) fn held(
 /// so is what it gave up. Being settled stores nothing.
 pub(crate) fn set_stored(c: &Connection, stream: i64, settled: &RangeSet) -> rusqlite::Result<()> {
     // The hub lost its catalog: rare, so the common case touches nothing.
+    for (first, last) in outside(settled) {
+        unstore(c, stream, first, last)?;
+    }
+    Ok(())
+}
+
+/// Whether [`set_stored`] has something to do.
+pub(crate) fn any_settled_outside(
+    c: &Connection,
+    stream: i64,
+    settled: &RangeSet,
+) -> rusqlite::Result<bool> {
+    let mut find = c.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM segment INDEXED BY segment_shipped
+             WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 1)
+         OR EXISTS (SELECT 1 FROM segment INDEXED BY segment_given_up
+             WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 2)",
+    )?;
+    for (first, last) in outside(settled) {
+        if find.query_row(params![stream, sql(first), sql(last)], |row| row.get(0))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The numbers that a set lacks, as ranges, both ends within.
+fn outside(settled: &RangeSet) -> Vec<(SegmentNumber, SegmentNumber)> {
+    let mut ranges = Vec::new();
     let mut from = SegmentNumber(0);
     for range in settled.iter() {
         if range.start().0 > from.0 {
-            unstore(c, stream, from, SegmentNumber(range.start().0 - 1))?;
+            ranges.push((from, SegmentNumber(range.start().0 - 1)));
         }
         from = range.end().next();
     }
-    unstore(c, stream, from, SegmentNumber(i64::MAX as u64))
+    ranges.push((from, SegmentNumber(i64::MAX as u64)));
+    ranges
 }
 
 fn unstore(

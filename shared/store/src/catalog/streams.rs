@@ -187,19 +187,21 @@ pub(crate) fn live_anchor(
         .map(|(wall, media)| (WallTime(wall), MediaTime(media))))
 }
 
-/// A run that goes on under another number stands where it stood.
-pub(crate) fn copy_live_anchor(
+/// A run that goes on under another number stands where it stood, and its source can wait as it could.
+pub(crate) fn go_on_as(
     c: &Connection,
     id: i64,
     from: SegmentNumber,
     to: SegmentNumber,
 ) -> rusqlite::Result<()> {
-    if let Some((wall, media)) = live_anchor(c, id, from)? {
-        c.prepare_cached(
-            "UPDATE run SET live_wall_ms = ?3, live_media_90k = ?4 WHERE stream = ?1 AND run = ?2",
-        )?
-        .execute(params![id, segments::sql(to), wall.0, media.0])?;
-    }
+    c.prepare_cached(
+        "UPDATE run SET waits = old.waits,
+             live_wall_ms = COALESCE(old.live_wall_ms, run.live_wall_ms),
+             live_media_90k = COALESCE(old.live_media_90k, run.live_media_90k)
+         FROM (SELECT waits, live_wall_ms, live_media_90k FROM run WHERE stream = ?1 AND run = ?2) AS old
+         WHERE stream = ?1 AND run = ?3",
+    )?
+    .execute(params![id, segments::sql(from), segments::sql(to)])?;
     Ok(())
 }
 

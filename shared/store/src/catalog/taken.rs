@@ -8,7 +8,15 @@ use crate::taken::{FileId, Progress, Taken, TakenState};
 
 const COLUMNS: &str = "name, size, mtime_ns, fingerprint, target_ms, state, segments, bytes, run, first, last, void, reason";
 
-fn from_row(row: &Row<'_>) -> rusqlite::Result<Taken> {
+/// Where [`all_streams`] names the stream.
+pub(crate) const STREAM: usize = 13;
+
+/// Reads all rows, whosever they are.
+pub(crate) fn all_streams() -> String {
+    format!("SELECT {COLUMNS}, stream FROM taken")
+}
+
+pub(crate) fn from_row(row: &Row<'_>) -> rusqlite::Result<Taken> {
     let unsigned = |column| {
         row.get::<_, i64>(column)
             .map(|n| u64::try_from(n).unwrap_or(0))
@@ -81,6 +89,32 @@ pub(crate) fn put(
         id.mtime_ns,
         id.fingerprint.as_slice(),
         i64::try_from(target_ms).unwrap_or(i64::MAX),
+    ])?;
+    Ok(())
+}
+
+/// A row as an earlier catalog had it.
+pub(crate) fn keep(c: &Connection, stream: &StreamName, file: &Taken) -> rusqlite::Result<()> {
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    c.prepare_cached(&format!(
+        "INSERT OR IGNORE INTO taken ({COLUMNS}, stream)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+    ))?
+    .execute(params![
+        file.id.name,
+        signed(file.id.size),
+        file.id.mtime_ns,
+        file.id.fingerprint.as_slice(),
+        signed(file.target_ms),
+        file.state.code(),
+        signed(file.progress.segments),
+        signed(file.progress.bytes),
+        file.progress.run.map(segments::sql),
+        file.first.map(segments::sql),
+        file.last.map(segments::sql),
+        signed(file.void),
+        file.reason,
+        stream.as_str(),
     ])?;
     Ok(())
 }

@@ -138,6 +138,48 @@ fn a_malformed_page_met_while_running_is_told_marked_and_rebuilt_with_what_is_le
 }
 
 #[test]
+fn a_store_without_its_own_row_is_rebuilt_and_files_taken_stay_taken() {
+    let mut site = Site::edge();
+    let file = crate::FileId {
+        name: b"a.mp4".to_vec(),
+        size: 1_000,
+        mtime_ns: 5,
+        fingerprint: [1; 32],
+    };
+    site.store().begin_taken(&gate(), &file, 2_000).unwrap();
+    site.store()
+        .change_live(&gate(), |c, row| {
+            Ok(crate::catalog::streams::put_run_of(
+                c,
+                row.id,
+                &run(2),
+                true,
+            )?)
+        })
+        .unwrap();
+    put(site.store(), 1, 1);
+    let whole = crate::TakenState::Whole;
+    site.store()
+        .set_taken(&gate(), b"a.mp4", whole, None)
+        .unwrap();
+    let before = site.store().taken(&gate()).unwrap();
+    drop(site.store.take());
+    let c = rusqlite::Connection::open(site.path().join("catalog.db")).unwrap();
+    c.execute("DELETE FROM store", []).unwrap();
+    drop(c);
+    assert!(site.restart().catalog_set_aside.is_some());
+    assert_eq!(all(site.store()).len(), 1);
+    assert_eq!(site.store().taken(&gate()).unwrap(), before);
+    let waits: bool = site
+        .store()
+        .inner()
+        .catalog
+        .read(|c| Ok(c.query_row("SELECT waits FROM run WHERE run = 2", [], |row| row.get(0))?))
+        .unwrap();
+    assert!(waits, "its source can wait");
+}
+
+#[test]
 fn damage_is_marked_and_the_word_goes_round() {
     let mut site = Site::hub();
     put(site.store(), 1, 1);

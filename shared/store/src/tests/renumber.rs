@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use model::{HoleReason, MediaDuration, RangeSet};
 
 use super::*;
-use crate::{Announced, StoreError};
+use crate::{Announced, StoreError, catalog::streams};
 
 /// Closed segments 1 to 9 of runs 1 and 5; the hub has confirmed 1 to 3.
 fn site() -> Site {
@@ -13,7 +13,11 @@ fn site() -> Site {
     for number in 1..=4 {
         put(site.store(), number, 1);
     }
-    site.store().put_run(&gate(), &run(5)).unwrap();
+    site.store()
+        .change_live(&gate(), |c, row| {
+            Ok(streams::put_run_of(c, row.id, &run(5), true)?)
+        })
+        .unwrap();
     for number in 5..=9 {
         put(site.store(), number, 5);
     }
@@ -21,6 +25,16 @@ fn site() -> Site {
         site.store().mark_stored(&gate(), n(number)).unwrap();
     }
     site
+}
+
+/// Runs whose sources can wait.
+fn waiting_runs(store: &Store) -> Vec<i64> {
+    let read = store.inner().catalog.read(|c| {
+        let mut runs = c.prepare("SELECT run FROM run WHERE waits = 1 ORDER BY run")?;
+        let runs = runs.query_map([], |row| row.get(0))?;
+        Ok(runs.collect::<rusqlite::Result<_>>()?)
+    });
+    read.unwrap()
 }
 
 fn finish(store: &Store) {
@@ -53,6 +67,8 @@ fn assert_moved(site: &Site) {
         let info = store.run(&gate(), n(number)).unwrap().unwrap();
         assert_eq!(info, run(number));
     }
+    // The file's is one still.
+    assert_eq!(waiting_runs(store), [5, 109]);
     assert_eq!(
         store.holes(&gate()).unwrap(),
         [(n(4)..=n(9), HoleReason::Renumbered)]
