@@ -22,7 +22,7 @@ use crate::{
     error::Result,
     files::{self, FileKind},
     journal,
-    live::lowest_needed,
+    live::{lowest_listed, lowest_needed},
     orphans::Aside,
     retention::{self, Candidate, Deletion, Fill, RetentionLimits},
 };
@@ -55,6 +55,9 @@ const ROOM_SHARE: u64 = 256;
 
 /// A disk that is full is freed of this much at once: segments, inodes, and blocks of the catalog.
 const FULL_BYTES: u64 = 8 << 20;
+
+/// Where it is told at most that readers were not waited for.
+const TELL_GRACED: Duration = Duration::from_secs(60);
 
 /// What room is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -301,9 +304,10 @@ impl Store {
         for (stream, row) in all.iter().enumerate() {
             self.inner().catalog.read(|c| {
                 let list = live::load(c, row.id, self.inner().window())?;
-                let below = list
-                    .and_then(|list| lowest_needed(&list, now))
-                    .unwrap_or(SegmentNumber(i64::MAX as u64));
+                let none = SegmentNumber(i64::MAX as u64);
+                let below = list.as_ref().and_then(lowest_listed).unwrap_or(none);
+                let needed = list.and_then(|list| lowest_needed(&list, now));
+                let needed = needed.unwrap_or(none);
                 let live_only = self.inner().options.limits.keep_unshipped;
                 for at_hub in AtHub::ALL {
                     let held_back = live_only && at_hub == AtHub::Lacking;
@@ -320,6 +324,7 @@ impl Store {
                         ),
                         bytes: row.info.bytes,
                         at_hub,
+                        graced: row.info.number >= needed,
                         given_up,
                     }));
                 }
@@ -345,12 +350,31 @@ impl Store {
             files::remove(&self.inner().layout.segment(&row.name, d.number))?;
             report.deleted += 1;
             report.deleted_bytes += d.bytes;
+            report.graced += u64::from(d.graced);
             if d.reason == HoleReason::Evicted {
                 report.forced += 1;
                 tracing::warn!(stream = %row.name, number = d.number.0, "evicted before the hub had it: the disk limit is reached");
             }
         }
+        if plan.iter().any(|d| d.graced) {
+            self.tell_graced(&row.name);
+        }
         self.sweep_below_first(&row.name, row.id)
+    }
+
+    /// A limit is shorter than the live list and its readers need: told now and then.
+    fn tell_graced(&self, stream: &StreamName) {
+        let now = Instant::now();
+        let tell = self.with_upkeep(|upkeep| {
+            let due = upkeep.graced_told.is_none_or(|at| now >= at + TELL_GRACED);
+            if due {
+                upkeep.graced_told = Some(now);
+            }
+            due
+        });
+        if tell {
+            tracing::warn!(%stream, "segments were deleted that readers of the live list may still ask for: the disk limit is less than the list and its grace take");
+        }
     }
 
     /// Removes folders and hour lists that lie wholly before the stream's first segment.

@@ -202,6 +202,8 @@ pub struct JanitorReport {
     pub deleted_bytes: u64,
     /// Of these, evicted before the hub had them.
     pub forced: u64,
+    /// Of these, deleted while readers of the live list might still ask for them: space did not wait.
+    pub graced: u64,
 }
 
 /// A rendered playlist.

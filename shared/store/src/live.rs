@@ -211,6 +211,11 @@ pub(crate) fn render(row: &LiveRow, form: UriForm) -> Option<Arc<Playlist>> {
     }))
 }
 
+/// The lowest number that is listed.
+pub(crate) fn lowest_listed(row: &LiveRow) -> Option<SegmentNumber> {
+    row.list.entries().filter_map(|e| e.number()).min()
+}
+
 /// The lowest number that is listed or must stay for readers of an older list.
 pub(crate) fn lowest_needed(row: &LiveRow, now: WallTime) -> Option<SegmentNumber> {
     let retired = row
@@ -218,6 +223,5 @@ pub(crate) fn lowest_needed(row: &LiveRow, now: WallTime) -> Option<SegmentNumbe
         .retired()
         .filter(|r| r.keep_until > now)
         .map(|r| r.number);
-    let listed = row.list.entries().filter_map(|e| e.number());
-    retired.chain(listed).min()
+    retired.chain(lowest_listed(row)).min()
 }

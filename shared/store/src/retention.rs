@@ -1,7 +1,8 @@
 //! What to delete and why: a pure plan from records, limits and the time. No disk, no clock.
 //!
 //! Invariant 3's order: expired first; then, for want of space, what the hub has stored, oldest first; what it
-//! has settled without its bytes; and only where a live source must go on, what it lacks.
+//! has settled without its bytes; and only where a live source must go on, what it lacks. What readers of an
+//! older live list may still ask for goes after what nobody does, and before anything that the hub lacks.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ pub struct RetentionLimits {
     pub keep_unshipped: bool,
 }
 
-/// A segment that may be deleted: neither listed nor within its grace.
+/// A segment that may be deleted: the live list does not list it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Candidate {
     /// The caller's index of the stream.
@@ -33,6 +34,8 @@ pub(crate) struct Candidate {
     pub(crate) counts_from: WallTime,
     pub(crate) bytes: u64,
     pub(crate) at_hub: AtHub,
+    /// Readers of a list that had it may still ask for it: it goes for want of space only.
+    pub(crate) graced: bool,
     /// Why the hub settled it without having it, where it did.
     pub(crate) given_up: Option<HoleReason>,
 }
@@ -43,6 +46,7 @@ pub(crate) struct Deletion {
     pub(crate) stream: usize,
     pub(crate) number: SegmentNumber,
     pub(crate) bytes: u64,
+    pub(crate) graced: bool,
     pub(crate) reason: HoleReason,
 }
 
@@ -94,14 +98,15 @@ pub(crate) fn plan(
 ) -> Vec<Deletion> {
     let keeps = |c: &Candidate| limits.keep_unshipped && c.at_hub == AtHub::Lacking;
     let expired = |c: &Candidate| {
-        limits.max_age.is_some_and(|age| {
+        let is_older = |age: Duration| {
             let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
             now.0.saturating_sub(c.counts_from.0) > age
-        })
+        };
+        !c.graced && limits.max_age.is_some_and(is_older)
     };
     let mut oldest: Vec<&Candidate> = candidates.iter().collect();
     let class = |c: &Candidate| limits.keep_unshipped.then_some(c.at_hub);
-    oldest.sort_by_key(|c| (class(c), c.counts_from, c.stream, c.number));
+    oldest.sort_by_key(|c| (c.graced, class(c), c.counts_from, c.stream, c.number));
     let mut excess = fill.excess(limits);
     let mut plan = Vec::new();
     let mut delete = |c: &Candidate, reason, excess: &mut u64| {
@@ -110,6 +115,7 @@ pub(crate) fn plan(
             stream: c.stream,
             number: c.number,
             bytes: c.bytes,
+            graced: c.graced,
             reason,
         });
     };
@@ -154,6 +160,7 @@ mod tests {
             } else {
                 AtHub::Lacking
             },
+            graced: false,
             given_up: None,
         }
     }
@@ -183,6 +190,34 @@ mod tests {
         // Our own clock was not set when it came, or an older program did not note it.
         assert_eq!(counts_from(arrived, WallTime(60_000)), arrived);
         assert_eq!(counts_from(WallTime(5), WallTime(0)), WallTime(5));
+    }
+
+    #[test]
+    fn what_readers_may_ask_for_goes_for_want_of_space_and_before_what_the_hub_lacks() {
+        let graced = |number, stored| Candidate {
+            graced: true,
+            ..candidate(number, 900, stored)
+        };
+        let all = [
+            graced(1, true),
+            graced(2, false),
+            candidate(3, 100, true),
+            candidate(4, 100, false),
+        ];
+        let limits = |max_bytes| RetentionLimits {
+            max_age: Some(Duration::from_secs(50)),
+            max_bytes,
+            reserve_bytes: 0,
+            keep_unshipped: true,
+        };
+        let numbers = |max_bytes| -> Vec<u64> {
+            let planned = planned(limits(max_bytes), ROOMY, &all);
+            planned.iter().map(|(number, _)| *number).collect()
+        };
+        assert_eq!(numbers(None), [3], "age leaves them alone");
+        assert_eq!(numbers(Some(ROOMY.used - 200)), [3, 1]);
+        assert_eq!(numbers(Some(ROOMY.used - 300)), [3, 1, 4]);
+        assert_eq!(numbers(Some(ROOMY.used - 400)), [3, 1, 4, 2]);
     }
 
     #[test]

@@ -109,6 +109,8 @@ pub(crate) struct Upkeep {
     pub(crate) janitor_looked: Option<(Instant, WallTime)>,
     /// Nothing expires by age before this: the wall clock has jumped.
     pub(crate) age_held: Option<Instant>,
+    /// When it was last told that space did not wait for readers.
+    pub(crate) graced_told: Option<Instant>,
     /// Where scrubbing goes on: stream, number.
     pub(crate) scrub_above: Option<(i64, i64)>,
 }

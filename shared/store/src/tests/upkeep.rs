@@ -114,6 +114,23 @@ fn a_full_edge_evicts_what_the_hub_has_first() {
 }
 
 #[test]
+fn space_does_not_wait_for_readers_but_what_is_listed_stays() {
+    let site = Site::with(limits(RetentionLimits {
+        max_bytes: Some(564),
+        keep_unshipped: true,
+        ..Default::default()
+    }));
+    for number in 1..=30 {
+        put(site.store(), number, 1);
+        site.store().mark_stored(&gate(), n(number)).unwrap();
+    }
+    let report = site.store().run_janitor(site.store().steady_now()).unwrap();
+    assert!(report.graced > 0 && report.forced == 0, "{report:?}");
+    let listed: Vec<String> = here(&site).iter().map(|n| format!("{n}.ts")).collect();
+    assert_eq!(site.listed(), listed);
+}
+
+#[test]
 fn recorded_ranges_join_and_part() {
     let site = Site::hub();
     let announced: Vec<_> = (1..=9)
