@@ -127,6 +127,33 @@ fn live_goes_on_while_the_edges_disk_is_full() -> Result<()> {
 }
 
 #[test]
+fn an_edge_starts_on_a_full_disk_and_goes_on() -> Result<()> {
+    if !may_mount()? {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let disk = Mount::tmpfs(&dir.path().join("edge"), "size=24m")?;
+    let hub = Hub::start(&dir.path().join("hub"))?;
+    let edge = edge_on(&dir.path().join("edge"), dir.path(), &hub)?;
+    let (ffmpeg, stdin) = camera(8)?;
+    let push = edge.push(&["--stream", "cam", "-"], stdin)?;
+    wait_for_segments(&hub, "cam", 2)?;
+    // Killed with a segment open, which the next start must close.
+    push.kill()?;
+    drop(ffmpeg);
+    disk.fill()?;
+    let (ffmpeg, stdin) = camera(12)?;
+    let push = edge.push(&["--stream", "cam", "-"], stdin)?;
+    let log = end_well(push, ffmpeg)?;
+    ensure!(log.contains("the disk is full: making room"), "{log}");
+    ensure!(count(&log, "dropped, each a hole") == 0, "{log}");
+    let list = playlist(&hub.url("/s/cam/live.m3u8"))?;
+    let seconds: f32 = list.segments.iter().map(|s| s.duration).sum();
+    ensure!(list.end_list && seconds > 11.0, "only {seconds} s");
+    Ok(())
+}
+
+#[test]
 fn live_goes_on_without_inodes() -> Result<()> {
     if !may_mount()? {
         return Ok(());

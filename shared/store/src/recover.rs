@@ -64,8 +64,13 @@ impl Store {
             self.sweep_below_first(&row.name, row.id)?;
             self.change_live(&row.name, |_, _| Ok(()))?;
             if self.inner().options.local_playlists {
-                self.repair_local_live(row)?;
-                self.repair_hour_list(&row.name)?;
+                let repaired = self
+                    .repair_local_live(row)
+                    .and_then(|()| self.repair_hour_list(&row.name));
+                // Staff see an old list until the next segment; the recording is what counts.
+                if let Err(error) = repaired {
+                    tracing::warn!(stream = %row.name, %error, "failed to repair the local playlists");
+                }
             }
         }
         if report.set_aside > 0 {

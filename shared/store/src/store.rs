@@ -31,6 +31,7 @@ use crate::{
     },
     error::{AtPath, Result, StoreError},
     files::{self, Layout},
+    janitor::Room,
     keeper::Keeper,
     live::{self, Advanced, Times},
     lock::Lock,
@@ -38,7 +39,7 @@ use crate::{
     scrub::ScrubCounts,
     steady::Steady,
     tier::{Tier, TierStream},
-    trouble::Health,
+    trouble::{Health, TroubleKind},
 };
 
 /// A stream that wrote within this is live: two long segments without a part.
@@ -154,6 +155,11 @@ impl Store {
         match Self::open_locked(dir, options.clone(), lock.clone()) {
             // Met only now, and marked: the second time it is read whole, and rebuilt.
             Err(error) if error.is_damage() => Self::open_locked(dir, options, lock),
+            // Even to be opened the catalog writes.
+            Err(error) if error.disk_fault() == Some(TroubleKind::Full) => {
+                files::drop_ballast(dir)?;
+                Self::open_locked(dir, options, lock)
+            }
             opened => opened,
         }
     }
@@ -165,7 +171,16 @@ impl Store {
     ) -> Result<(Self, RecoveryReport)> {
         let (catalog, damaged) = rebuild::open(dir)?;
         let mut store = Self::assemble(dir, options, catalog, Some(lock))?;
-        let report = store.recover(damaged)?;
+        let report = match store.recover(damaged.clone()) {
+            Err(error) if error.disk_fault() == Some(TroubleKind::Full) => {
+                tracing::warn!(%error, "the disk is full: making room, then putting the store in order again");
+                if !store.make_room(Room::Full { live: true }) {
+                    files::drop_ballast(dir)?;
+                }
+                store.recover(damaged)?
+            }
+            done => done?,
+        };
         if store.inner.options.local_playlists {
             if let Err(error) = files::lay_ballast(dir) {
                 tracing::warn!(%error, "no room for what a full disk is told with");
