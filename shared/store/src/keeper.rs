@@ -473,7 +473,7 @@ impl Desk {
                 entered.push(enter(c, row, begun)?);
             }
             if let Some(last) = job.ending {
-                streams::tell_to_end(c, row.id, last)?;
+                renumber::end_at(c, row.id, last)?;
             }
             if job.ended_on_hub {
                 streams::mark_ended_on_hub(c, row.id)?;

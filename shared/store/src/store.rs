@@ -523,24 +523,7 @@ impl Store {
             return end_in_memory();
         }
         let ended = self.change_live(stream, |c, row| {
-            let last = match last {
-                Some(last) => Some(renumber::number_now(c, row.id, last)?),
-                None => None,
-            };
-            // Told again, late: the stream has gone on since.
-            let above = last.map_or(SegmentNumber(0), SegmentNumber::next);
-            let gone_on = match renumber::plan(c, row.id)? {
-                // Those from its base on come before `last` too, but for what was recorded since.
-                Some(plan) if last.is_some_and(|last| last < plan.base) => {
-                    let next = segments::list_here(c, row.id, above, 1)?;
-                    let newer = segments::list_here(c, row.id, plan.next, 1)?;
-                    next.iter().any(|row| row.info.number < plan.base) || !newer.is_empty()
-                }
-                _ => !segments::list_here(c, row.id, above, 1)?.is_empty(),
-            };
-            if !gone_on {
-                streams::tell_to_end(c, row.id, last)?;
-            }
+            renumber::end_at(c, row.id, last)?;
             Ok(())
         });
         match ended {

@@ -139,6 +139,30 @@ pub(crate) fn move_rows(
     note(c, stream, old.number, to)
 }
 
+/// The stream ends with the segment that was recorded as `last` (None: it ends empty), by its number now;
+/// unless it was told late, and the stream has gone on since.
+pub(crate) fn end_at(
+    c: &Connection,
+    stream: i64,
+    last: Option<SegmentNumber>,
+) -> rusqlite::Result<()> {
+    let last = last.map(|last| number_now(c, stream, last)).transpose()?;
+    let above = last.map_or(SegmentNumber(0), SegmentNumber::next);
+    let gone_on = match plan(c, stream)? {
+        // Those from its base on come before `last` too, but for what was recorded since.
+        Some(plan) if last.is_some_and(|last| last < plan.base) => {
+            let next = segments::list_here(c, stream, above, 1)?;
+            let newer = segments::list_here(c, stream, plan.next, 1)?;
+            next.iter().any(|row| row.info.number < plan.base) || !newer.is_empty()
+        }
+        _ => !segments::list_here(c, stream, above, 1)?.is_empty(),
+    };
+    if !gone_on {
+        streams::tell_to_end(c, stream, last)?;
+    }
+    Ok(())
+}
+
 /// The run that a moved segment is of: made anew under its first moved segment's number.
 fn move_run(
     c: &Connection,
