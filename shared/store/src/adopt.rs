@@ -23,7 +23,7 @@ use rusqlite::Connection;
 use crate::{
     RecoveryReport, Store,
     catalog::{
-        Fault,
+        Fault, holes,
         segments::{self, State},
         streams::{self, StreamRow},
     },
@@ -164,7 +164,7 @@ impl Store {
         for (number, kind) in layout.list_folder(folder)? {
             let (row, buried) = self.inner().catalog.read(|c| {
                 let row = segments::find(c, stream.id, number)?;
-                Ok((row, segments::is_buried(c, stream.id, number)?))
+                Ok((row, holes::is_buried(c, stream.id, number)?))
             })?;
             let path = match kind {
                 FileKind::Segment => layout.segment(&stream.name, number),
@@ -373,7 +373,7 @@ fn adopt_one(
     if edge && number > row.floor {
         // Nobody else has what lay in between: the hub must not wait for it.
         let last = SegmentNumber(number.0.saturating_sub(1));
-        segments::bury(c, row.id, &(row.floor..=last), HoleReason::Corrupt)?;
+        holes::bury(c, row.id, &(row.floor..=last), HoleReason::Corrupt)?;
     }
     if streams::run(c, row.id, one.run.run)?.is_none() {
         streams::put_run(c, row.id, &one.run)?;

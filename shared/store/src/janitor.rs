@@ -14,9 +14,8 @@ use model::{HoleReason, SegmentNumber, StreamName, WallTime};
 use crate::{
     JanitorReport, Store,
     catalog::{
-        live,
-        segments::{self, AtHub},
-        spans,
+        at_hub::{self, AtHub},
+        holes, live, segments, spans,
         streams::{self, StreamRow},
     },
     error::Result,
@@ -190,7 +189,7 @@ impl Store {
             unshipped += self
                 .inner()
                 .catalog
-                .read(|c| Ok(segments::count_unshipped(c, row.id)?))?
+                .read(|c| Ok(at_hub::count_unshipped(c, row.id)?))?
                 .1;
         }
         let full = limits.max_bytes.is_some_and(|max| unshipped >= margin(max));
@@ -314,7 +313,7 @@ impl Store {
                     if held_back && !streams::any_live_run(c, row.id)? {
                         continue;
                     }
-                    let rows = segments::oldest(c, row.id, below, at_hub, held_back, ROUND)?;
+                    let rows = at_hub::oldest(c, row.id, below, at_hub, held_back, ROUND)?;
                     candidates.extend(rows.into_iter().map(|(row, arrived, given_up)| Candidate {
                         stream,
                         number: row.info.number,
@@ -342,7 +341,7 @@ impl Store {
     ) -> Result<()> {
         self.inner().catalog.write(|c| {
             for d in plan {
-                segments::bury(c, row.id, &(d.number..=d.number), d.reason)?;
+                holes::bury(c, row.id, &(d.number..=d.number), d.reason)?;
             }
             Ok(())
         })?;
@@ -419,7 +418,7 @@ impl Store {
             let buried = self
                 .inner()
                 .catalog
-                .read(|c| Ok(segments::is_buried(c, id, number)?))?;
+                .read(|c| Ok(holes::is_buried(c, id, number)?))?;
             if buried {
                 files::remove(&path)?;
             } else if let Some(to) = self.set_aside(stream, number, &path, why)? {

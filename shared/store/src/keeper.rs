@@ -23,7 +23,7 @@ use rusqlite::Connection;
 use crate::{
     OpenSegment, Store,
     catalog::{
-        Fault, boots, renumber,
+        Fault, at_hub, boots, holes, renumber,
         segments::{self, State},
         streams::{self, StreamRow},
         taken,
@@ -438,14 +438,14 @@ impl Desk {
                 for row in segments::list_open(c, row.id, range)? {
                     leftovers.push(row.info.number);
                 }
-                segments::bury(c, row.id, range, *reason)?;
+                holes::bury(c, row.id, range, *reason)?;
                 streams::raise_floor(c, row.id, *range.end())?;
                 for number in range.start().0..=range.end().0 {
                     taken::note_void(c, stream, SegmentNumber(number))?;
                 }
             }
             for &number in &job.marks {
-                segments::mark_stored(c, row.id, number)?;
+                at_hub::mark_stored(c, row.id, number)?;
             }
             if let Some((begun, closed)) = closed {
                 let known = segments::find(c, row.id, begun.open.number)?;

@@ -24,7 +24,7 @@ use rusqlite::Connection;
 use crate::{
     Playlist,
     catalog::{
-        Fault,
+        Fault, holes,
         live::{self, LiveRow},
         segments::{self, State},
         streams::{self, StreamRow},
@@ -72,7 +72,7 @@ pub(crate) fn advance(
         let Some(next) = segments::next_after(c, stream.id, looked_to)? else {
             break;
         };
-        let tombstone = segments::next_tombstone(c, stream.id, looked_to)?;
+        let tombstone = holes::next_tombstone(c, stream.id, looked_to)?;
         if let Some(range) = tombstone.filter(|range| *range.start() < next.info.number) {
             // Stepped over for good only once the segment behind it is listed.
             hole = true;
@@ -186,7 +186,7 @@ fn end_if_told(
             let waiting = segments::next_after(c, stream.id, row.looked_to)?
                 .is_some_and(|next| next.info.number <= ending);
             let known = row.looked_to.is_some_and(|looked| looked >= ending)
-                || segments::next_tombstone(c, stream.id, row.looked_to)?
+                || holes::next_tombstone(c, stream.id, row.looked_to)?
                     .is_some_and(|range| *range.end() >= ending);
             !waiting && known
         }

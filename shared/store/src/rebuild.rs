@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 
 use crate::{
     RecoveryReport, Store,
-    catalog::{self, Catalog, damage, segments, streams, taken},
+    catalog::{self, Catalog, damage, holes, segments, streams, taken},
     error::{AtPath, Result},
     files,
     store::wall_now,
@@ -173,7 +173,7 @@ impl Store {
                     missing.remove_range(here..=here);
                 }
                 for range in missing.iter() {
-                    segments::bury(c, row.id, &range, *reason)?;
+                    holes::bury(c, row.id, &range, *reason)?;
                     streams::raise_floor(c, row.id, *range.end())?;
                 }
                 Ok(missing.count())

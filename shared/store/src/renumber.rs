@@ -13,7 +13,7 @@ use rusqlite::Connection;
 use crate::{
     Store,
     catalog::{
-        Fault, live,
+        Fault, at_hub, live,
         renumber::{self, Plan},
         segments,
         streams::{self, StreamRow},
@@ -80,11 +80,11 @@ impl Store {
                 return Ok(());
             };
             if reason == HoleReason::Expired
-                && !segments::hub_had_run(c, row.id, segment.info.run, number)?
+                && !at_hub::hub_had_run(c, row.id, segment.info.run, number)?
             {
                 return begin(c, &row, number, row.floor.max(above));
             }
-            Ok(segments::give_up(c, row.id, number, reason)?)
+            Ok(at_hub::give_up(c, row.id, number, reason)?)
         })?;
         self.tick();
         Ok(())
@@ -293,7 +293,7 @@ fn begin(
     number: SegmentNumber,
     floor: SegmentNumber,
 ) -> std::result::Result<(), Fault> {
-    if renumber::plan(c, row.id)?.is_some() || !segments::is_unshipped(c, row.id, number)? {
+    if renumber::plan(c, row.id)?.is_some() || !at_hub::is_unshipped(c, row.id, number)? {
         return Ok(());
     }
     let looked_to = live::looked_to(c, row.id)?;

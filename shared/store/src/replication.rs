@@ -7,6 +7,7 @@ use model::{HoleReason, RangeSet, SegmentInfo, SegmentNumber, StreamName};
 use crate::{
     Announced, Comparison, HeldPage, Store,
     catalog::{
+        at_hub, holes,
         segments::{self, State},
         streams,
     },
@@ -27,7 +28,7 @@ impl Store {
     pub fn settled(&self, stream: &StreamName) -> Result<RangeSet> {
         self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::settled(c, row.id, &ALL)?)
+            Ok(holes::settled(c, row.id, &ALL)?)
         })
     }
 
@@ -57,7 +58,7 @@ impl Store {
                     _ if found.collides.is_some() => continue,
                     Some(_) => {}
                     None => {
-                        if let Some(reason) = segments::tombstone_at(c, row.id, number)? {
+                        if let Some(reason) = holes::tombstone_at(c, row.id, number)? {
                             found.holes.push((number, reason));
                             continue;
                         }
@@ -120,7 +121,7 @@ impl Store {
             });
             for lost in &gone {
                 let number = lost.info.number;
-                segments::bury(c, row.id, &(number..=number), HoleReason::Lost)?;
+                holes::bury(c, row.id, &(number..=number), HoleReason::Lost)?;
             }
             Ok(gone)
         })?;
@@ -134,7 +135,7 @@ impl Store {
     pub fn hole(&self, stream: &StreamName, number: SegmentNumber) -> Result<Option<HoleReason>> {
         self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::tombstone_at(c, row.id, number)?)
+            Ok(holes::tombstone_at(c, row.id, number)?)
         })
     }
 
@@ -147,17 +148,17 @@ impl Store {
     ) -> Result<()> {
         let partials = self.change_live(stream, |c, row| {
             let mut missing: RangeSet = [range.clone()].into_iter().collect();
-            for here in segments::settled(c, row.id, &range)?.iter() {
+            for here in holes::settled(c, row.id, &range)?.iter() {
                 missing.remove_range(here);
             }
             let partials = segments::list_open(c, row.id, &range)?;
             // What was here, was found damaged and can't be had again, is lost to that, whatever the edge says.
             for number in segments::lost_in(c, row.id, &range)? {
-                segments::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
+                holes::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
                 missing.remove_range(number..=number);
             }
             for range in missing.iter() {
-                segments::bury(c, row.id, &range, reason)?;
+                holes::bury(c, row.id, &range, reason)?;
                 streams::raise_floor(c, row.id, *range.end())?;
             }
             Ok(partials)
@@ -186,13 +187,13 @@ impl Store {
         // As a rule there is nothing to change, and a disk that hangs holds up its writers only.
         let takes_back = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::any_settled_outside(c, row.id, settled)?)
+            Ok(at_hub::any_settled_outside(c, row.id, settled)?)
         });
         let set = match takes_back {
             Ok(false) => Ok(()),
             _ => self.inner().catalog.write(|c| {
                 let row = streams::get(c, stream)?;
-                Ok(segments::set_stored(c, row.id, settled)?)
+                Ok(at_hub::set_stored(c, row.id, settled)?)
             }),
         };
         self.tick();
@@ -211,7 +212,7 @@ impl Store {
             // Told twice, it must not count twice.
             let bytes = self.inner().catalog.read(|c| {
                 let row = streams::get(c, stream)?;
-                Ok(segments::lacking_bytes(c, row.id, number)?)
+                Ok(at_hub::lacking_bytes(c, row.id, number)?)
             });
             if let Some(bytes) = self.or_in_memory(stream, bytes)? {
                 self.inner()
@@ -243,7 +244,7 @@ impl Store {
             let marked = self.inner().catalog.write(|c| {
                 let row = streams::get(c, &stream)?;
                 for &number in &numbers {
-                    segments::mark_stored(c, row.id, number)?;
+                    at_hub::mark_stored(c, row.id, number)?;
                 }
                 Ok(())
             });
@@ -268,7 +269,7 @@ impl Store {
         let in_memory = self.in_tier(stream, |held| held.numbers(from));
         let read = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::held(c, row.id, from, limit)?)
+            Ok(at_hub::held(c, row.id, from, limit)?)
         });
         // Where the catalog can't be read nobody knows what is held: the hub is not to settle anything.
         let (ranges, mut next) = match read {
@@ -294,7 +295,7 @@ impl Store {
     pub fn given_up(&self, stream: &StreamName) -> Result<Vec<(HoleReason, u64)>> {
         let read = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::count_given_up(c, row.id)?)
+            Ok(at_hub::count_given_up(c, row.id)?)
         });
         self.or_in_memory(stream, read)
     }
@@ -326,7 +327,7 @@ impl Store {
             return Ok(false);
         }
         self.change_live(stream, |c, row| {
-            Ok(segments::bury(
+            Ok(holes::bury(
                 c,
                 row.id,
                 &(number..=number),
@@ -353,7 +354,7 @@ impl Store {
             .unwrap_or_default();
         let rows = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::list_unshipped(
+            Ok(at_hub::list_unshipped(
                 c,
                 row.id,
                 from,
@@ -381,7 +382,7 @@ impl Store {
         let dropped = self.in_tier(stream, |held| held.dropped.clone());
         let all = self.inner().catalog.read(|c| {
             let row = streams::get(c, stream)?;
-            Ok(segments::tombstones(c, row.id)?)
+            Ok(holes::tombstones(c, row.id)?)
         });
         let mut all = self.or_in_memory(stream, all)?;
         all.extend(dropped.unwrap_or_default());

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use model::{HoleReason, SegmentNumber, WallTime};
 
-use crate::catalog::segments::AtHub;
+use crate::catalog::at_hub::AtHub;
 
 /// How much a store keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

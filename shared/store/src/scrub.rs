@@ -18,6 +18,7 @@ use model::{HoleReason, SegmentInfo, StreamName, WallTime};
 use crate::{
     Store,
     catalog::{
+        holes,
         segments::{self, ToScrub},
         streams,
     },
@@ -179,7 +180,7 @@ impl Store {
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             if edge {
-                segments::bury(c, row.id, &(info.number..=info.number), HoleReason::Corrupt)?;
+                holes::bury(c, row.id, &(info.number..=info.number), HoleReason::Corrupt)?;
             } else {
                 segments::lose(c, row.id, info, now)?;
             }

@@ -17,7 +17,7 @@ use model::{
 
 use crate::{
     OpenSegment, OpenView, Store,
-    catalog::{segments, taken},
+    catalog::{holes, segments, taken},
     error::{AtPath, Result, StoreError},
     files::{self, hash_of, sync_folder},
     store::Opened,
@@ -192,7 +192,7 @@ impl SegmentWriter {
         let failures = self.store.change_live(&self.stream, |c, row| {
             let failures = segments::fail(c, row.id, number)?;
             if failures >= MAX_HASH_FAILURES {
-                segments::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
+                holes::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
             }
             Ok(failures)
         })?;
@@ -279,7 +279,7 @@ impl Store {
         let edge = self.inner().options.local_playlists;
         self.change_live(stream, |c, row| {
             if edge {
-                segments::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
+                holes::bury(c, row.id, &(number..=number), HoleReason::Corrupt)?;
                 taken::note_void(c, stream, number)?;
             } else {
                 segments::unopen(c, row.id, number)?;

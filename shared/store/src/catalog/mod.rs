@@ -5,8 +5,10 @@
 //! (`hub enroll` beside `hub serve`) open the same file. A file that SQLite calls damaged is told at once and
 //! marked, for the next start to look at ([`damage`]).
 
+pub(crate) mod at_hub;
 pub(crate) mod boots;
 pub(crate) mod damage;
+pub(crate) mod holes;
 pub(crate) mod live;
 pub(crate) mod renumber;
 pub(crate) mod segments;

@@ -8,6 +8,7 @@ use model::{HoleReason, RangeSet, RunInfo, SegmentNumber};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
+    at_hub, holes,
     segments::{self, SegmentRow, number, sql},
     spans, streams,
 };
@@ -83,7 +84,7 @@ pub(crate) fn to_move(
     plan: &Plan,
     limit: usize,
 ) -> rusqlite::Result<Vec<SegmentRow>> {
-    let mut rows = segments::list_unshipped(c, stream, plan.first, limit)?;
+    let mut rows = at_hub::list_unshipped(c, stream, plan.first, limit)?;
     rows.retain(|row| row.info.number < plan.base);
     Ok(rows)
 }
@@ -134,7 +135,7 @@ pub(crate) fn move_rows(
     c.prepare_cached("UPDATE stream SET stretch_first = ?3 WHERE id = ?1 AND stretch_first = ?2")?
         .execute(key)?;
     let only = old.number..=old.number;
-    segments::bury(c, stream, &only, HoleReason::Renumbered)?;
+    holes::bury(c, stream, &only, HoleReason::Renumbered)?;
     streams::raise_floor(c, stream, to)?;
     note(c, stream, old.number, to)
 }

@@ -1,10 +1,10 @@
-//! Rows of segments and tombstones: the ledger.
+//! Rows of segments: the ledger. What was never there, or is there no more, is in `holes.rs`; what the hub has of
+//! it in `at_hub.rs`.
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use model::{
-    BootTime, HoleReason, MediaDuration, MediaTime, RangeSet, SegmentHash, SegmentInfo,
-    SegmentNumber, WallTime,
+    BootTime, MediaDuration, MediaTime, SegmentHash, SegmentInfo, SegmentNumber, WallTime,
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -60,10 +60,10 @@ pub(crate) fn number(value: i64) -> SegmentNumber {
     SegmentNumber(u64::try_from(value).unwrap_or(0))
 }
 
-const COLUMNS: &str =
+pub(super) const COLUMNS: &str =
     "number, run, state, wall_ms, media_90k, duration_90k, bytes, hash, independent";
 
-fn from_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
+pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
     let hash: Option<Vec<u8>> = row.get(7)?;
     Ok(SegmentRow {
         state: State::from_code(row.get(2)?),
@@ -84,7 +84,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<SegmentRow> {
 
 /// `which`: everything of the statement after the table. Where a partial index serves, it is named: SQLite
 /// would rather walk the whole ledger by its key.
-fn collect(
+pub(super) fn collect(
     c: &Connection,
     which: &str,
     values: impl rusqlite::Params,
@@ -163,33 +163,6 @@ pub(crate) fn here_between(
     )?;
     rows.sort_unstable_by_key(|row| row.info.number);
     Ok(rows)
-}
-
-pub(crate) fn list_unshipped(
-    c: &Connection,
-    stream: i64,
-    from: SegmentNumber,
-    limit: usize,
-) -> rusqlite::Result<Vec<SegmentRow>> {
-    collect(
-        c,
-        "INDEXED BY segment_unshipped WHERE stream = ?1 AND number >= ?2 AND state = 1 AND stored = 0 ORDER BY number LIMIT ?3",
-        params![stream, sql(from), limit as i64],
-    )
-}
-
-/// How many segments the hub has not settled, and their bytes.
-pub(crate) fn count_unshipped(c: &Connection, stream: i64) -> rusqlite::Result<(u64, u64)> {
-    c.prepare_cached(
-        "SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM segment INDEXED BY segment_unshipped
-         WHERE stream = ?1 AND state = 1 AND stored = 0",
-    )?
-    .query_row([stream], |row| {
-        Ok((
-            row.get::<_, i64>(0)?.max(0) as u64,
-            row.get::<_, i64>(1)?.max(0) as u64,
-        ))
-    })
 }
 
 pub(crate) fn list_not_here(c: &Connection, stream: i64) -> rusqlite::Result<Vec<SegmentRow>> {
@@ -380,14 +353,6 @@ pub(crate) fn rows_in(
         .collect()
 }
 
-/// A tombstone says that this number will never be here.
-pub(crate) fn is_buried(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<bool> {
-    c.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM tombstone WHERE stream = ?1 AND first <= ?2 AND last >= ?2)",
-    )?
-    .query_row(params![stream, sql(n)], |row| row.get(0))
-}
-
 /// When a segment arrived, by our own clock; 0 where an earlier version wrote it.
 pub(crate) fn arrived(
     c: &Connection,
@@ -469,134 +434,6 @@ pub(crate) fn unopen(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite:
     Ok(())
 }
 
-/// Takes rows out and leaves a tombstone. What was here shrinks the recorded ranges.
-pub(crate) fn bury(
-    c: &Connection,
-    stream: i64,
-    range: &RangeInclusive<SegmentNumber>,
-    reason: HoleReason,
-) -> rusqlite::Result<()> {
-    let (first, last) = (sql(*range.start()), sql(*range.end()));
-    if first > last {
-        return Ok(());
-    }
-    for row in collect(
-        c,
-        "WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 ORDER BY number",
-        params![stream, first, last],
-    )? {
-        spans::shrink(c, stream, &row.info)?;
-    }
-    c.prepare_cached("DELETE FROM segment WHERE stream = ?1 AND number BETWEEN ?2 AND ?3")?
-        .execute(params![stream, first, last])?;
-    // One tombstone where ranges of a reason touch: they stay few however much expires.
-    let touching: Vec<(i64, i64)> = c
-        .prepare_cached(
-            "SELECT first, last FROM tombstone WHERE stream = ?1 AND reason = ?4 AND first <= ?3 + 1 AND last >= ?2 - 1",
-        )?
-        .query_map(params![stream, first, last, reason.code()], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })?
-        .collect::<rusqlite::Result<_>>()?;
-    // What others say of these numbers ends here; of those above them it holds on.
-    c.prepare_cached(
-        "DELETE FROM tombstone WHERE stream = ?1 AND reason <> ?4 AND first >= ?2 AND last <= ?3",
-    )?
-    .execute(params![stream, first, last, reason.code()])?;
-    c.prepare_cached(
-        "UPDATE tombstone SET first = ?3 + 1 WHERE stream = ?1 AND reason <> ?4 AND first BETWEEN ?2 AND ?3",
-    )?
-    .execute(params![stream, first, last, reason.code()])?;
-    let (mut first, mut last) = (first, last);
-    for (f, l) in touching {
-        c.prepare_cached("DELETE FROM tombstone WHERE stream = ?1 AND first = ?2")?
-            .execute(params![stream, f])?;
-        first = first.min(f);
-        last = last.max(l);
-    }
-    c.prepare_cached("INSERT OR REPLACE INTO tombstone VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![stream, first, last, reason.code()])?;
-    Ok(())
-}
-
-/// The tombstone that covers the lowest number above `after`.
-pub(crate) fn next_tombstone(
-    c: &Connection,
-    stream: i64,
-    after: Option<SegmentNumber>,
-) -> rusqlite::Result<Option<RangeInclusive<SegmentNumber>>> {
-    let after = after.map_or(-1, sql);
-    c.prepare_cached(
-        "SELECT first, last FROM tombstone WHERE stream = ?1 AND last > ?2 ORDER BY first LIMIT 1",
-    )?
-    .query_row(params![stream, after], |row| {
-        let (first, last): (i64, i64) = (row.get(0)?, row.get(1)?);
-        Ok(number(first.max(after + 1))..=number(last))
-    })
-    .optional()
-}
-
-pub(crate) fn tombstones(
-    c: &Connection,
-    stream: i64,
-) -> rusqlite::Result<Vec<(RangeInclusive<SegmentNumber>, HoleReason)>> {
-    c.prepare_cached("SELECT first, last, reason FROM tombstone WHERE stream = ?1 ORDER BY first")?
-        .query_map([stream], |row| {
-            let reason = HoleReason::from_code(row.get(2)?).unwrap_or(HoleReason::Deleted);
-            Ok((number(row.get(0)?)..=number(row.get(1)?), reason))
-        })?
-        .collect()
-}
-
-/// Numbers of a range that are here or buried.
-pub(crate) fn settled(
-    c: &Connection,
-    stream: i64,
-    within: &RangeInclusive<SegmentNumber>,
-) -> rusqlite::Result<RangeSet> {
-    let mut set = RangeSet::new();
-    let mut statement = c.prepare_cached(
-        "SELECT number FROM segment WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 ORDER BY number",
-    )?;
-    let bounds = params![stream, sql(*within.start()), sql(*within.end())];
-    let mut island: Option<(SegmentNumber, SegmentNumber)> = None;
-    for here in statement.query_map(bounds, |row| Ok(number(row.get(0)?)))? {
-        let here = here?;
-        island = match island {
-            Some((first, last)) if last.next() == here => Some((first, here)),
-            ended => {
-                if let Some((first, last)) = ended {
-                    set.insert_range(first..=last);
-                }
-                Some((here, here))
-            }
-        };
-    }
-    if let Some((first, last)) = island {
-        set.insert_range(first..=last);
-    }
-    for (range, _) in tombstones(c, stream)? {
-        set.insert_range(range);
-    }
-    Ok(set)
-}
-
-/// Why a number is buried, if it is.
-pub(crate) fn tombstone_at(
-    c: &Connection,
-    stream: i64,
-    n: SegmentNumber,
-) -> rusqlite::Result<Option<HoleReason>> {
-    c.prepare_cached(
-        "SELECT reason FROM tombstone WHERE stream = ?1 AND first <= ?2 AND last >= ?2 ORDER BY first DESC LIMIT 1",
-    )?
-    .query_row(params![stream, sql(n)], |row| row.get(0))
-    .optional()
-    .map(|code: Option<u8>| {
-        code.map(|code| HoleReason::from_code(code).unwrap_or(HoleReason::Deleted))
-    })
-}
-
 /// How many segments wait or are being written, counted up to a limit.
 pub(crate) fn count_not_here(c: &Connection, stream: i64, limit: u64) -> rusqlite::Result<u64> {
     c.prepare_cached(
@@ -605,235 +442,6 @@ pub(crate) fn count_not_here(c: &Connection, stream: i64, limit: u64) -> rusqlit
     )?
     .query_row(params![stream, limit as i64], |row| row.get::<_, i64>(0))
     .map(|count| count.max(0) as u64)
-}
-
-/// Ranges of numbers from `from` on that the hub has not settled, open or closed, at most `limit`; and where
-/// the rest begins.
-pub(crate) fn held(
-    c: &Connection,
-    stream: i64,
-    from: SegmentNumber,
-    limit: usize,
-) -> rusqlite::Result<(Vec<RangeInclusive<SegmentNumber>>, Option<SegmentNumber>)> {
-    let mut statement = c.prepare_cached(
-        "SELECT number FROM segment INDEXED BY segment_unshipped
-             WHERE stream = ?1 AND number >= ?2 AND state = 1 AND stored = 0
-         UNION ALL
-         SELECT number FROM segment INDEXED BY segment_open WHERE stream = ?1 AND number >= ?2 AND state = 0
-         ORDER BY number",
-    )?;
-    let mut ranges: Vec<RangeInclusive<SegmentNumber>> = Vec::new();
-    for held in statement.query_map(params![stream, sql(from)], |row| Ok(number(row.get(0)?)))? {
-        let held = held?;
-        if let Some(range) = ranges.last_mut().filter(|r| r.end().next() == held) {
-            *range = *range.start()..=held;
-        } else if ranges.len() == limit {
-            return Ok((ranges, Some(held)));
-        } else {
-            ranges.push(held..=held);
-        }
-    }
-    Ok((ranges, None))
-}
-
-/// Takes over what is settled at the hub: what it stored and does not know any more is to be shipped again, and
-/// so is what it gave up. Being settled stores nothing.
-pub(crate) fn set_stored(c: &Connection, stream: i64, settled: &RangeSet) -> rusqlite::Result<()> {
-    // The hub lost its catalog: rare, so the common case touches nothing.
-    for (first, last) in outside(settled) {
-        unstore(c, stream, first, last)?;
-    }
-    Ok(())
-}
-
-/// Whether [`set_stored`] has something to do.
-pub(crate) fn any_settled_outside(
-    c: &Connection,
-    stream: i64,
-    settled: &RangeSet,
-) -> rusqlite::Result<bool> {
-    let mut find = c.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM segment INDEXED BY segment_shipped
-             WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 1)
-         OR EXISTS (SELECT 1 FROM segment INDEXED BY segment_given_up
-             WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 2)",
-    )?;
-    for (first, last) in outside(settled) {
-        if find.query_row(params![stream, sql(first), sql(last)], |row| row.get(0))? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// The numbers that a set lacks, as ranges, both ends within.
-fn outside(settled: &RangeSet) -> Vec<(SegmentNumber, SegmentNumber)> {
-    let mut ranges = Vec::new();
-    let mut from = SegmentNumber(0);
-    for range in settled.iter() {
-        if range.start().0 > from.0 {
-            ranges.push((from, SegmentNumber(range.start().0 - 1)));
-        }
-        from = range.end().next();
-    }
-    ranges.push((from, SegmentNumber(i64::MAX as u64)));
-    ranges
-}
-
-fn unstore(
-    c: &Connection,
-    stream: i64,
-    first: SegmentNumber,
-    last: SegmentNumber,
-) -> rusqlite::Result<()> {
-    c.prepare_cached(
-        "UPDATE segment INDEXED BY segment_shipped SET stored = 0
-         WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 1",
-    )?
-    .execute(params![stream, sql(first), sql(last)])?;
-    c.prepare_cached(
-        "UPDATE segment INDEXED BY segment_given_up SET stored = 0, lost_reason = NULL
-         WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 2",
-    )?
-    .execute(params![stream, sql(first), sql(last)])?;
-    Ok(())
-}
-
-/// The bytes of a segment that is here and that the hub lacks; None: it is neither.
-pub(crate) fn lacking_bytes(
-    c: &Connection,
-    stream: i64,
-    n: SegmentNumber,
-) -> rusqlite::Result<Option<u64>> {
-    c.prepare_cached(
-        "SELECT bytes FROM segment WHERE stream = ?1 AND number = ?2 AND state = 1 AND stored = 0",
-    )?
-    .query_row(params![stream, sql(n)], |row| row.get::<_, i64>(0))
-    .optional()
-    .map(|bytes| bytes.map(|bytes| bytes.max(0) as u64))
-}
-
-pub(crate) fn mark_stored(c: &Connection, stream: i64, n: SegmentNumber) -> rusqlite::Result<()> {
-    c.prepare_cached(
-        "UPDATE segment SET stored = 1, lost_reason = NULL WHERE stream = ?1 AND number = ?2",
-    )?
-    .execute(params![stream, sql(n)])?;
-    Ok(())
-}
-
-/// The hub settled a segment without having it.
-pub(crate) fn give_up(
-    c: &Connection,
-    stream: i64,
-    n: SegmentNumber,
-    reason: HoleReason,
-) -> rusqlite::Result<()> {
-    c.prepare_cached(
-        "UPDATE segment SET stored = 2, lost_reason = ?3 WHERE stream = ?1 AND number = ?2 AND state = 1 AND stored = 0",
-    )?
-    .execute(params![stream, sql(n), reason.code()])?;
-    Ok(())
-}
-
-/// How many segments here the hub gave up, by reason.
-pub(crate) fn count_given_up(
-    c: &Connection,
-    stream: i64,
-) -> rusqlite::Result<Vec<(HoleReason, u64)>> {
-    c.prepare_cached(
-        "SELECT lost_reason, COUNT(*) FROM segment INDEXED BY segment_given_up
-         WHERE stream = ?1 AND state = 1 AND stored = 2 GROUP BY lost_reason ORDER BY lost_reason",
-    )?
-    .query_map([stream], |row| {
-        let code: Option<u8> = row.get(0)?;
-        let reason = code.and_then(HoleReason::from_code);
-        Ok((
-            reason.unwrap_or(HoleReason::Refused),
-            row.get::<_, i64>(1)?.max(0) as u64,
-        ))
-    })?
-    .collect()
-}
-
-/// Whether a segment is here that the hub has not settled.
-pub(crate) fn is_unshipped(
-    c: &Connection,
-    stream: i64,
-    n: SegmentNumber,
-) -> rusqlite::Result<bool> {
-    c.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM segment WHERE stream = ?1 AND number = ?2 AND state = 1 AND stored = 0)",
-    )?
-    .query_row(params![stream, sql(n)], |row| row.get(0))
-}
-
-/// Whether the hub has confirmed a segment of this run below a number, here still or expired since.
-pub(crate) fn hub_had_run(
-    c: &Connection,
-    stream: i64,
-    run: SegmentNumber,
-    below: SegmentNumber,
-) -> rusqlite::Result<bool> {
-    c.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM segment INDEXED BY segment_shipped
-             WHERE stream = ?1 AND number BETWEEN ?2 AND ?3 AND state = 1 AND stored = 1 AND run = ?2)
-         OR EXISTS (SELECT 1 FROM tombstone WHERE stream = ?1 AND first < ?3 AND last >= ?2 AND reason = ?4)",
-    )?
-    .query_row(
-        params![stream, sql(run), sql(below), HoleReason::Expired.code()],
-        |row| row.get(0),
-    )
-}
-
-/// What the hub says of a segment here, in the order in which an edge lets go (invariant 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum AtHub {
-    /// It has it.
-    Stored,
-    /// It has settled it without its bytes.
-    Settled,
-    /// It lacks it.
-    Lacking,
-}
-
-impl AtHub {
-    pub(crate) const ALL: [Self; 3] = [Self::Stored, Self::Settled, Self::Lacking];
-}
-
-/// The oldest segments here below a number, by what the hub says of them, each with when it arrived and, where the
-/// hub settled it, why. `live_only`: only of runs whose
-/// source can't wait.
-pub(crate) fn oldest(
-    c: &Connection,
-    stream: i64,
-    below: SegmentNumber,
-    at_hub: AtHub,
-    live_only: bool,
-    limit: usize,
-) -> rusqlite::Result<Vec<(SegmentRow, WallTime, Option<HoleReason>)>> {
-    let (index, stored) = match at_hub {
-        AtHub::Stored => ("segment_shipped", 1),
-        AtHub::Settled => ("segment_given_up", 2),
-        AtHub::Lacking => ("segment_unshipped", 0),
-    };
-    let live = if live_only {
-        "AND run NOT IN (SELECT run FROM run WHERE stream = ?1 AND waits = 1)"
-    } else {
-        ""
-    };
-    c.prepare_cached(&format!(
-        "SELECT {COLUMNS}, arrived_ms, lost_reason FROM segment INDEXED BY {index}
-         WHERE stream = ?1 AND number < ?2 AND state = 1 AND stored = {stored} {live} ORDER BY number LIMIT ?3"
-    ))?
-    .query_map(params![stream, sql(below), limit as i64], |row| {
-        let reason: Option<u8> = row.get(10)?;
-        let given_up = (at_hub == AtHub::Settled).then(|| {
-            let known = reason.and_then(HoleReason::from_code);
-            known.unwrap_or(HoleReason::Refused)
-        });
-        Ok((from_row(row)?, WallTime(row.get(9)?), given_up))
-    })?
-    .collect()
 }
 
 /// Rows of a range that are being written or wait to be resumed.

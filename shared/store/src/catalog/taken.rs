@@ -3,7 +3,7 @@
 use model::{HoleReason, SegmentInfo, SegmentNumber, StreamName};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{renumber, segments};
+use super::{holes, renumber, segments};
 use crate::taken::{FileId, Progress, Taken, TakenState};
 
 const COLUMNS: &str = "name, size, mtime_ns, fingerprint, target_ms, state, segments, bytes, run, first, last, void, reason";
@@ -230,7 +230,7 @@ pub(crate) fn missing_on_hub(
         unstored += u64::try_from(waiting).unwrap_or(0);
         lost += u64::try_from(refused).unwrap_or(0);
     }
-    for (range, reason) in segments::tombstones(c, stream)? {
+    for (range, reason) in holes::tombstones(c, stream)? {
         // What expired here was there before; what was renumbered is there, or missing, under another number.
         if matches!(reason, HoleReason::Expired | HoleReason::Renumbered) {
             continue;

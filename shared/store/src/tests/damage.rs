@@ -364,7 +364,7 @@ fn what_was_deleted_on_purpose_is_not_brought_back() {
         .inner()
         .catalog
         .write(|c| {
-            Ok(crate::catalog::segments::bury(
+            Ok(crate::catalog::holes::bury(
                 c,
                 1,
                 &(n(2)..=n(2)),

@@ -87,7 +87,7 @@ fn a_new_hole_takes_nothing_of_an_older_one() {
     settle(n(5)..=n(9), evicted);
     site.store()
         .change_live(&gate(), |c, row| {
-            let bury = |range| crate::catalog::segments::bury(c, row.id, &range, corrupt);
+            let bury = |range| crate::catalog::holes::bury(c, row.id, &range, corrupt);
             bury(n(4)..=n(6))?;
             Ok(bury(n(12)..=n(13))?)
         })

@@ -156,7 +156,7 @@ fn a_file_may_go_only_when_the_hub_has_all_of_it() {
         .write(|c| {
             let row = crate::catalog::streams::get(c, &gate())?;
             let reason = model::HoleReason::Evicted;
-            Ok(crate::catalog::segments::bury(
+            Ok(crate::catalog::holes::bury(
                 c,
                 row.id,
                 &(n(4)..=n(4)),
