@@ -216,48 +216,21 @@ mod tests {
                 _ => 10,
             };
         });
-        let lasted = Duration::from_secs(45);
+        let (turn, worst, lasted) = (Turn::Loss, 1.0 - 0.8, Duration::from_secs(45));
         assert_eq!(
             news,
             [
-                (
-                    23,
-                    News::Began {
-                        turn: Turn::Loss,
-                        worst: 0.2
-                    }
-                ),
+                (23, News::Began { turn, worst }),
                 (
                     75,
                     News::Ended {
-                        turn: Turn::Loss,
-                        worst: 0.2,
+                        turn,
+                        worst,
                         lasted
                     }
                 ),
             ]
-            .map(|(second, news)| (second, round(news)))
         );
-    }
-
-    /// Shares as they were meant.
-    fn round(news: News) -> News {
-        let worst = |worst: f64| 1.0 - (1.0 - worst);
-        match news {
-            News::Began { turn, worst: share } => News::Began {
-                turn,
-                worst: worst(share),
-            },
-            News::Ended {
-                turn,
-                worst: share,
-                lasted,
-            } => News::Ended {
-                turn,
-                worst: worst(share),
-                lasted,
-            },
-        }
     }
 
     #[test]
