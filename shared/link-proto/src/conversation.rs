@@ -547,6 +547,26 @@ mod tests {
     }
 
     #[test]
+    fn kcp_is_made_when_first_used_and_knows_what_was_set_before() {
+        let (mut a, mut b, now) = pair();
+        b.set_receive_window(300);
+        b.set_fast_resend(3);
+        b.set_least_rto(Duration::from_millis(70));
+        b.flush(now, 4);
+        assert_eq!(b.window_room(), usize::from(UNTOLD_WINDOW));
+        assert_eq!((b.flush_at(), b.may_send(now, 0)), (None, false));
+        assert!(a.kcp.is_none() && b.kcp.is_none());
+        a.send(&[1; 10]);
+        a.flush(now, 1);
+        assert!(a.kcp.is_some());
+        assert_eq!(carry(&mut a, &mut b, now), [vec![1; 10]]);
+        assert_eq!(b.kcp.as_ref().unwrap().rcv_wnd(), 300);
+        b.flush(now + TICK, 0);
+        carry(&mut b, &mut a, now + TICK);
+        assert_eq!(a.kcp.as_ref().unwrap().rmt_wnd(), 300, "as the answer says");
+    }
+
+    #[test]
     fn what_is_lost_is_sent_again() {
         let (mut a, mut b, mut now) = pair();
         a.send(&[7; 3 * KCP_MSS]);
