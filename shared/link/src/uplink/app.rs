@@ -125,8 +125,8 @@ impl Uplink {
         shutdown: CancellationToken,
         on_hub_time: HubTimeTaker,
         socket: Arc<SocketCounters>,
-        now: Instant,
     ) -> Result<Self, LinkError> {
+        let now = Instant::now();
         let disk =
             disk::start(store.clone()).map_err(LinkError::io("failed to start the disk thread"))?;
         let mut plan = ResolvePlan::default();

@@ -131,7 +131,6 @@ pub async fn run_with_clock(
         shutdown,
         on_hub_time,
         counters,
-        now,
     )?;
     driver::drive(&mut endpoint, &mut app, &socket)
         .await
