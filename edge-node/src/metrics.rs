@@ -97,6 +97,16 @@ impl Collector for Link {
                 "Segments that the hub said it stored",
                 c.segments_stored,
             ),
+            (
+                "link_datagrams_dropped_by_kernel",
+                "Datagrams that the kernel dropped, since the receive buffer was full",
+                c.datagrams_dropped_by_kernel,
+            ),
+            (
+                "link_gso_refused",
+                "Batches that the network device refused to cut into datagrams, sent singly",
+                c.gso_refused,
+            ),
         ] {
             let counter = ConstCounter::new(count);
             let one = encoder.encode_descriptor(name, help, None, counter.metric_type())?;

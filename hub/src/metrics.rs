@@ -110,6 +110,16 @@ impl Collector for Link {
                 "Sessions ended because a device said what makes no sense",
                 c.violations,
             ),
+            (
+                "link_datagrams_dropped_by_kernel",
+                "Datagrams that the kernel dropped, since the receive buffer was full",
+                c.datagrams_dropped_by_kernel,
+            ),
+            (
+                "link_gso_refused",
+                "Batches that the network device refused to cut into datagrams, sent singly",
+                c.gso_refused,
+            ),
         ] {
             one(&mut encoder, name, help, &ConstCounter::new(count))?;
         }
@@ -290,6 +300,8 @@ mod tests {
             new_bytes_sent: 11,
             identity_conflicts: 12,
             violations: 13,
+            datagrams_dropped_by_kernel: 14,
+            gso_refused: 15,
         };
         let sessions = vec![
             session("pole-7", Some(Duration::from_millis(40))),
@@ -320,6 +332,8 @@ mod tests {
             "penstock_link_strangers_dropped_total 13",
             "penstock_link_identity_conflicts_total 12",
             "penstock_link_violations_total 13",
+            "penstock_link_datagrams_dropped_by_kernel_total 14",
+            "penstock_link_gso_refused_total 15",
             "penstock_link_sessions 2",
             "# TYPE penstock_link_rtt_seconds gauge",
             "penstock_link_rtt_seconds{device=\"pole-7\"} 0.04",

@@ -165,6 +165,9 @@ pub struct SessionStats {
     pub loss: f32,
     pub datagrams_sent: u64,
     pub datagrams_received: u64,
+    /// What the peer has sent so far, as its newest datagram that came tells: what is missing of these was lost,
+    /// or is late.
+    pub datagrams_expected: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
     /// Dropped because they were seen before or are too old.

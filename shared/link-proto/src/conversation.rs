@@ -36,6 +36,10 @@ const FLUSH_GAP: Duration = Duration::from_millis(1);
 /// Acknowledgements that are worth a flush by themselves.
 const ACKS_PER_FLUSH: usize = 16;
 
+/// What KCP takes the peer's window for until it is told, and its least time-out, in milliseconds.
+const UNTOLD_WINDOW: u16 = 128;
+const FIRST_LEAST_RTO_MS: u32 = 30;
+
 const PUSH: u8 = 81;
 const ACK: u8 = 82;
 const WINDOW_ASK: u8 = 83;
@@ -46,7 +50,12 @@ const WINDOW_TELL: u8 = 84;
 pub(crate) struct Malformed;
 
 pub(crate) struct Conversation {
-    kcp: Kcp<Outbox>,
+    /// Made when first used: it has buffers of its own, some 5 KiB, and of an idle device's three conversations
+    /// two never carry anything.
+    kcp: Option<Box<Kcp<Outbox>>>,
+    conv: u32,
+    fast_resend: u32,
+    least_rto_ms: u32,
     outbox: Outbox,
     began: Instant,
     receive_window: u16,
@@ -68,16 +77,13 @@ pub(crate) struct Conversation {
 
 impl Conversation {
     pub(crate) fn new(now: Instant, conv: u32, receive_window: u16, max_send_window: u16) -> Self {
-        let outbox = Outbox::default();
-        let mut kcp = Kcp::new(conv, outbox.clone());
-        // Fast resend after two later acknowledgements, no window of its own: pacing is ours (rule 2).
-        kcp.set_nodelay(true, TICK.as_millis() as i32, 2, true);
-        kcp.set_wndsize(1, receive_window);
-        // Can't fail: the MTU is a constant far above the least.
-        let _ = kcp.set_mtu(KCP_MTU);
         Self {
-            kcp,
-            outbox,
+            kcp: None,
+            conv,
+            // After two later acknowledgements.
+            fast_resend: 2,
+            least_rto_ms: FIRST_LEAST_RTO_MS,
+            outbox: Outbox::default(),
             began: now,
             receive_window,
             max_send_window,
@@ -93,20 +99,48 @@ impl Conversation {
         }
     }
 
+    /// KCP itself, made now if this is its first use.
+    fn kcp(&mut self) -> &mut Kcp<Outbox> {
+        self.kcp.get_or_insert_with(|| {
+            let mut kcp = Kcp::new(self.conv, self.outbox.clone());
+            // No window of its own: pacing is ours (rule 2).
+            kcp.set_nodelay(
+                true,
+                TICK.as_millis() as i32,
+                self.fast_resend.cast_signed(),
+                true,
+            );
+            kcp.set_wndsize(1, self.receive_window);
+            kcp.set_rx_minrto(self.least_rto_ms);
+            // Can't fail: the MTU is a constant far above the least.
+            let _ = kcp.set_mtu(KCP_MTU);
+            Box::new(kcp)
+        })
+    }
+
     pub(crate) fn set_receive_window(&mut self, packets: u16) {
         self.receive_window = packets;
-        self.kcp.set_wndsize(0, packets);
+        if let Some(kcp) = &mut self.kcp {
+            kcp.set_wndsize(0, packets);
+        }
     }
 
     /// Raised where the line reorders, so that lateness isn't taken for loss.
     pub(crate) fn set_fast_resend(&mut self, later_acks: u32) {
-        self.kcp.set_fast_resend(later_acks);
+        self.fast_resend = later_acks;
+        if let Some(kcp) = &mut self.kcp {
+            kcp.set_fast_resend(later_acks);
+        }
     }
 
     /// KCP's own estimate takes a round trip that never varied for one that never will.
     pub(crate) fn set_least_rto(&mut self, rto: Duration) {
-        self.kcp
-            .set_rx_minrto(rto.as_millis().clamp(30, 10_000) as u32);
+        self.least_rto_ms = rto
+            .as_millis()
+            .clamp(u128::from(FIRST_LEAST_RTO_MS), 10_000) as u32;
+        if let Some(kcp) = &mut self.kcp {
+            kcp.set_rx_minrto(self.least_rto_ms);
+        }
     }
 
     /// A KCP packet of the peer. Whole messages go to `deliver`.
@@ -117,17 +151,19 @@ impl Conversation {
         mut deliver: impl FnMut(Bytes),
     ) -> Result<(), Malformed> {
         self.check(packet)?;
+        self.kcp();
         self.limit_new(0);
         self.update(now);
-        self.kcp.input(packet).map_err(|_| Malformed)?;
+        self.kcp().input(packet).map_err(|_| Malformed)?;
         self.mirror(packet);
+        let kcp = self.kcp();
         // KCP's receive window must never be seen closed: take all out before the next flush (rule 3).
-        while let Ok(size) = self.kcp.peeksize() {
+        while let Ok(size) = kcp.peeksize() {
             if size > MAX_MESSAGE_BYTES {
                 return Err(Malformed);
             }
             let mut message = vec![0; size];
-            match self.kcp.recv(&mut message) {
+            match kcp.recv(&mut message) {
                 Ok(_) => deliver(Bytes::from(message)),
                 Err(_) => break,
             }
@@ -139,7 +175,7 @@ impl Conversation {
     pub(crate) fn send(&mut self, message: &[u8]) {
         let packets = message.len().div_ceil(KCP_MSS).max(1);
         assert!(packets <= MAX_FRAGMENTS, "the caller keeps to the limit");
-        if self.kcp.send(message).is_ok() {
+        if self.kcp().send(message).is_ok() {
             self.end = self.end.wrapping_add(packets as u32);
             self.messages.push_back((self.end, message.len()));
             self.message_bytes += message.len();
@@ -167,8 +203,8 @@ impl Conversation {
 
     /// How many more packets may be unacknowledged.
     pub(crate) fn window_room(&self) -> usize {
-        usize::from(self.max_send_window.min(self.kcp.rmt_wnd()))
-            .saturating_sub(self.acknowledged.len())
+        let told = self.kcp.as_ref().map_or(UNTOLD_WINDOW, |kcp| kcp.rmt_wnd());
+        usize::from(self.max_send_window.min(told)).saturating_sub(self.acknowledged.len())
     }
 
     /// When `flush` should be called, with no new packet to send; `None`: not before something comes in.
@@ -196,8 +232,10 @@ impl Conversation {
     pub(crate) fn flush(&mut self, now: Instant, new_packets: usize) {
         self.limit_new(new_packets);
         self.update(now);
-        // The outbox never fails.
-        let _ = self.kcp.flush();
+        if let Some(kcp) = &mut self.kcp {
+            // The outbox never fails.
+            let _ = kcp.flush();
+        }
         self.take_notice();
         self.acks_owed = 0;
         self.news = false;
@@ -237,7 +275,9 @@ impl Conversation {
 
     fn update(&mut self, now: Instant) {
         let now_ms = now.saturating_duration_since(self.began).as_millis() as u32;
-        let _ = self.kcp.update(now_ms);
+        if let Some(kcp) = &mut self.kcp {
+            let _ = kcp.update(now_ms);
+        }
         self.take_notice();
     }
 
@@ -246,7 +286,9 @@ impl Conversation {
     fn limit_new(&mut self, new_packets: usize) {
         let window = (self.acknowledged.len() + new_packets)
             .clamp(1, usize::from(self.max_send_window)) as u16;
-        self.kcp.set_wndsize(window, self.receive_window);
+        if let Some(kcp) = &mut self.kcp {
+            kcp.set_wndsize(window, self.receive_window);
+        }
     }
 
     /// What the outbox saw leave for the first time is in flight now.
@@ -262,7 +304,7 @@ impl Conversation {
         for segment in Segments(packet) {
             let segment = segment?;
             segments += 1;
-            let sane = segment.conv == self.kcp.conv()
+            let sane = segment.conv == self.conv
                 && match segment.cmd {
                     PUSH => segment.len <= KCP_MSS && usize::from(segment.frg) < MAX_FRAGMENTS,
                     ACK | WINDOW_ASK | WINDOW_TELL => segment.len == 0,
@@ -502,6 +544,26 @@ mod tests {
 
     fn sim_end(conversation: &Conversation) -> Instant {
         conversation.last_flush.unwrap_or(conversation.began) + FLUSH_GAP
+    }
+
+    #[test]
+    fn kcp_is_made_when_first_used_and_knows_what_was_set_before() {
+        let (mut a, mut b, now) = pair();
+        b.set_receive_window(300);
+        b.set_fast_resend(3);
+        b.set_least_rto(Duration::from_millis(70));
+        b.flush(now, 4);
+        assert_eq!(b.window_room(), usize::from(UNTOLD_WINDOW));
+        assert_eq!((b.flush_at(), b.may_send(now, 0)), (None, false));
+        assert!(a.kcp.is_none() && b.kcp.is_none());
+        a.send(&[1; 10]);
+        a.flush(now, 1);
+        assert!(a.kcp.is_some());
+        assert_eq!(carry(&mut a, &mut b, now), [vec![1; 10]]);
+        assert_eq!(b.kcp.as_ref().unwrap().rcv_wnd(), 300);
+        b.flush(now + TICK, 0);
+        carry(&mut b, &mut a, now + TICK);
+        assert_eq!(a.kcp.as_ref().unwrap().rmt_wnd(), 300, "as the answer says");
     }
 
     #[test]

@@ -83,6 +83,14 @@ impl Receiver {
         self.feedback.datagrams
     }
 
+    /// How many the peer has sent, the newest that came included.
+    pub(crate) fn expected(&self) -> u64 {
+        match self.feedback.datagrams {
+            0 => 0,
+            _ => self.feedback.highest + 1,
+        }
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.feedback.bytes
     }

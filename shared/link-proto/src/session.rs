@@ -266,6 +266,7 @@ impl Session {
             loss: self.rate.loss() as f32,
             datagrams_sent: self.next_counter,
             datagrams_received: self.receiver.datagrams(),
+            datagrams_expected: self.receiver.expected(),
             bytes_sent: self.bytes_sent,
             bytes_received: self.receiver.bytes(),
             generation: self.generation,

@@ -5,7 +5,7 @@ use std::{io, time::Instant};
 
 use link_proto::{Endpoint, Event};
 
-use crate::socket::UdpSocket;
+use crate::{drops::DropWatch, socket::UdpSocket};
 
 /// Batches sent before the loop looks at what came in again: some 4 MB.
 const MAX_BATCHES_PER_TURN: usize = 64;
@@ -50,7 +50,9 @@ pub(crate) async fn drive<E: Endpoint, A: Application<E>>(
     let mut buffer = socket.recv_buffer();
     let mut out = Vec::new();
     let mut more_input = true;
+    let mut drops = DropWatch::new(socket, Instant::now());
     loop {
+        drops.look(Instant::now(), socket);
         let mut busy = false;
         for taken in 0..=MAX_EVENTS_PER_TURN {
             let Some(event) = endpoint.poll_event() else {

@@ -17,6 +17,7 @@ use crate::{
     driver::Application,
     hello,
     keys::random_bytes,
+    reach,
     resolve::{any_port_towards, resolve},
     socket::UdpSocket,
 };
@@ -55,12 +56,20 @@ pub async fn enrol(
         keep: Some(keep),
         deadline: Instant::now() + ANSWER_TIMEOUT,
         enrolled: None,
+        unanswered: false,
         outcome: None,
     };
     driver::drive(&mut endpoint, &mut app, &socket)
         .await
         .map_err(LinkError::io("failed to read the UDP socket"))?;
-    app.outcome.unwrap_or(Err(LinkError::Closed))
+    match app.outcome {
+        Some(outcome) => outcome,
+        None if app.unanswered => Err(LinkError::NoAnswer {
+            reach: reach::look(&url.address).await,
+            address: url.address.clone(),
+        }),
+        None => Err(LinkError::Closed),
+    }
 }
 
 fn endpoint(url: &EnrolUrl, key: &KeyPair, hub_address: SocketAddr) -> EdgeEndpoint {
@@ -80,6 +89,8 @@ struct Enrolment<'a, K> {
     deadline: Instant,
     /// The identity is stored; the hub has not answered to that.
     enrolled: Option<Enrolled>,
+    /// The deadline has passed without an answer.
+    unanswered: bool,
     outcome: Option<Result<Enrolled, LinkError>>,
 }
 
@@ -208,11 +219,12 @@ impl<K: FnOnce(&Enrolled) -> std::io::Result<()> + Send> Application<EdgeEndpoin
     }
 
     fn pump(&mut self, now: Instant, endpoint: &mut EdgeEndpoint) {
-        if self.outcome.is_none() && self.deadline <= now {
-            let address = self.url.address.clone();
-            self.end(now, endpoint, Err(LinkError::NoAnswer { address }));
+        if self.outcome.is_none() && !self.unanswered && self.deadline <= now {
+            self.unanswered = true;
+            self.deadline = now + BYE_TIME;
+            endpoint.shutdown(now, Bye::Shutdown);
         }
-        if endpoint.is_finished() && self.outcome.is_some() {
+        if endpoint.is_finished() && (self.outcome.is_some() || self.unanswered) {
             self.deadline = now;
         }
     }
@@ -222,6 +234,6 @@ impl<K: FnOnce(&Enrolled) -> std::io::Result<()> + Send> Application<EdgeEndpoin
     }
 
     fn finished(&self) -> bool {
-        self.outcome.is_some() && self.deadline <= Instant::now()
+        (self.outcome.is_some() || self.unanswered) && self.deadline <= Instant::now()
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Shells only: sockets, timers, random bytes, blocking reads and writes of the store. What to send and
 //! when is decided in `link-proto`. Each end is a loop (`driver`) that never waits for a disk: an edge's
-//! store is read by one thread, at the hub each session has one of its own that writes.
+//! store is read by one thread, the hub's is written by as many as have something to write.
 
 pub mod downlink;
 mod driver;
+mod drops;
 pub mod enrol;
 mod keys;
+mod reach;
 mod resolve;
 mod socket;
 mod throttle;
@@ -19,6 +21,9 @@ use link_proto::EndpointCounters;
 use model::WallTime;
 
 pub use keys::{EnrolUrl, EnrolUrlError, KeyPair};
+pub use reach::Reach;
+
+use socket::SocketCounters;
 
 /// Without any answer for this long, what can be the matter is said.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,10 +32,8 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The network's or the operator's fault: a wrong key is met with silence.
-    #[error(
-        "no answer from {address}: unreachable, UDP blocked, or its key is not the one enrolled"
-    )]
-    NoAnswer { address: String },
+    #[error("no answer from {address}: {reach}")]
+    NoAnswer { address: String, reach: Reach },
     /// The hub's word; its operator can change it.
     #[error("the hub refused: {reason}")]
     Refused { reason: String },
@@ -89,10 +92,14 @@ pub struct Counters {
     pub identity_conflicts: u64,
     /// Hub: sessions ended because an authentic peer said what makes no sense.
     pub violations: u64,
+    /// Datagrams that the kernel dropped, since the socket's receive buffer was full.
+    pub datagrams_dropped_by_kernel: u64,
+    /// Batches that the network device refused to cut into datagrams: since the first one, they go out singly.
+    pub gso_refused: u64,
 }
 
 impl Counters {
-    fn of(endpoint: EndpointCounters) -> Self {
+    fn of(endpoint: EndpointCounters, socket: &SocketCounters) -> Self {
         Self {
             datagrams_sent: endpoint.datagrams_sent,
             datagrams_received: endpoint.datagrams_received,
@@ -119,6 +126,8 @@ impl Counters {
             new_bytes_sent: 0,
             identity_conflicts: 0,
             violations: 0,
+            datagrams_dropped_by_kernel: socket.kernel_drops(),
+            gso_refused: socket.gso_refused(),
         }
     }
 }

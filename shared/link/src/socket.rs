@@ -4,14 +4,19 @@
 use std::{
     io::{self, IoSliceMut},
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 
-/// Kernel buffers asked for, each way: 130 ms of 500 Mbit/s. The kernel may grant less (`net.core.rmem_max`).
-const BUFFER_BYTES: usize = 8 << 20;
+/// Kernel buffers asked for, each way: 130 ms of 500 Mbit/s. The kernel may grant less (`net.core.rmem_max`,
+/// `net.core.wmem_max`).
+pub(crate) const BUFFER_BYTES: usize = 8 << 20;
 
 /// Below this a burst of video overruns the socket while its reader is away for a few milliseconds.
 const BUFFER_WANTED: usize = 1 << 20;
@@ -27,6 +32,31 @@ const MAX_DATAGRAMS_PER_WAKE_UP: usize = 512;
 pub(crate) struct UdpSocket {
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
+    counters: Arc<SocketCounters>,
+}
+
+/// What the socket counted, for whoever publishes it.
+#[derive(Debug, Default)]
+pub(crate) struct SocketCounters {
+    gso_refused: AtomicU64,
+    kernel_drops: AtomicU64,
+}
+
+impl SocketCounters {
+    /// Batches that the device refused to cut into datagrams, sent singly instead. After the first the others
+    /// are not tried as batches.
+    pub(crate) fn gso_refused(&self) -> u64 {
+        self.gso_refused.load(Relaxed)
+    }
+
+    /// Datagrams that the kernel dropped, since the receive buffer was full.
+    pub(crate) fn kernel_drops(&self) -> u64 {
+        self.kernel_drops.load(Relaxed)
+    }
+
+    pub(crate) fn count_kernel_drops(&self, datagrams: u64) {
+        self.kernel_drops.fetch_add(datagrams, Relaxed);
+    }
 }
 
 /// Room for the datagrams of one `recv`.
@@ -53,16 +83,27 @@ impl UdpSocket {
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
         let _ = socket.set_send_buffer_size(BUFFER_BYTES);
         socket.bind(&address.into())?;
-        let granted = socket.recv_buffer_size()?;
-        if granted < BUFFER_WANTED {
-            tracing::warn!(
-                granted_bytes = granted,
-                "the kernel grants a small UDP receive buffer: raise net.core.rmem_max to {BUFFER_BYTES} or datagrams may be dropped"
-            );
-        }
+        warn_if_small("receive", "net.core.rmem_max", socket.recv_buffer_size()?);
+        warn_if_small("send", "net.core.wmem_max", socket.send_buffer_size()?);
         let state = UdpSocketState::new((&socket).into())?;
         let io = tokio::net::UdpSocket::from_std(socket.into())?;
-        Ok(Self { io, state })
+        Ok(Self {
+            io,
+            state,
+            counters: Arc::default(),
+        })
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<SocketCounters> {
+        &self.counters
+    }
+
+    /// By which the kernel's tables name this socket.
+    pub(crate) fn inode(&self) -> Option<u64> {
+        #[cfg(target_os = "linux")]
+        return rustix::fs::fstat(&self.io).ok().map(|stat| stat.st_ino);
+        #[cfg(not(target_os = "linux"))]
+        None
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -92,12 +133,15 @@ impl UdpSocket {
         contents: &[u8],
         segment_size: Option<usize>,
     ) -> io::Result<()> {
+        let offloads = self.max_batch() > 1;
         let sent = self.send_as_is(to, contents, segment_size).await;
         match (sent, segment_size) {
-            // A device that refuses segmentation offload drops the whole batch, and quinn-udp turns the
-            // offload off only for later ones.
-            (Err(_), Some(size)) if contents.len() > size => {
-                for datagram in contents.chunks(size) {
+            // A device that refuses segmentation offload (EIO, EINVAL) drops the whole batch, and quinn-udp
+            // turns the offload off only for later ones.
+            (Err(error), Some(size)) if offloads && self.max_batch() == 1 => {
+                tracing::info!(%error, "the network device refuses to cut batches into datagrams (GSO): they are sent one by one from now on, which costs processor time");
+                self.counters.gso_refused.fetch_add(1, Relaxed);
+                for datagram in contents.chunks(size.max(1)) {
                     self.send_as_is(to, datagram, None).await?;
                 }
                 Ok(())
@@ -159,6 +203,17 @@ impl UdpSocket {
     }
 }
 
+/// What the kernel grants may be less than what was asked for. (Linux grants and tells twice that, for its own
+/// overhead.)
+fn warn_if_small(which: &str, limit: &str, granted_bytes: usize) {
+    if granted_bytes < BUFFER_WANTED {
+        tracing::warn!(
+            granted_bytes,
+            "the kernel grants a small UDP {which} buffer: raise {limit} to {BUFFER_BYTES} (sysctl -w {limit}={BUFFER_BYTES}), or datagrams may be dropped"
+        );
+    }
+}
+
 impl RecvBuffer {
     /// Hands out the datagrams of `count` entries; gives how many there were.
     fn each(&self, count: usize, each: &mut impl FnMut(SocketAddr, &[u8])) -> usize {
@@ -213,6 +268,34 @@ mod tests {
             for (i, datagram) in got.iter().take(batch).enumerate() {
                 assert_eq!(datagram, &vec![i as u8; 1_200]);
             }
+        });
+    }
+
+    /// More datagrams than the kernel cuts a batch into (UDP_MAX_SEGMENTS, 128 at most) is refused as a device does
+    /// that can't cut any: EINVAL, and nothing sent.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_batch_that_is_refused_goes_out_singly_and_so_do_later_ones() {
+        block_on(async {
+            let a = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let b = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            assert!(a.max_batch() > 1);
+            let to = b.local_addr().unwrap();
+            let contents: Vec<u8> = (0..200).flat_map(|i| [i; 20]).collect();
+            a.send(to, &contents, Some(20)).await.unwrap();
+            assert_eq!((a.max_batch(), a.counters().gso_refused()), (1, 1));
+            a.send(to, b"single", None).await.unwrap();
+            let mut got = Vec::new();
+            let mut buffer = b.recv_buffer();
+            while got.last().map(Vec::as_slice) != Some(b"single") {
+                b.recv(&mut buffer, |_, datagram| got.push(datagram.to_vec()))
+                    .await
+                    .unwrap();
+            }
+            got.pop();
+            assert_eq!(got.concat(), contents);
+            assert_eq!(got.len(), 200);
+            assert_eq!(a.counters().gso_refused(), 1, "not tried again");
         });
     }
 

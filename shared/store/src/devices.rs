@@ -1,5 +1,7 @@
 //! Devices, their keys and enrolment tokens (hub). Methods on [`Store`].
 
+use std::collections::BTreeMap;
+
 use model::{DeviceName, StreamName, WallTime};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -158,13 +160,15 @@ impl Store {
         self.change("DELETE FROM device WHERE name = ?1", params![name.as_str()])
     }
 
-    /// The device was heard from.
-    pub fn seen(&self, name: &DeviceName, address: &str, now: WallTime) -> Result<()> {
+    /// Devices were heard from, each at its address: written in one go.
+    pub fn seen(&self, devices: &[(DeviceName, String)], now: WallTime) -> Result<()> {
         self.inner().catalog.write(|c| {
-            c.prepare_cached(
+            let mut update = c.prepare_cached(
                 "UPDATE device SET last_seen_ms = ?2, last_address = ?3 WHERE name = ?1",
-            )?
-            .execute(params![name.as_str(), now.0, address])?;
+            )?;
+            for (name, address) in devices {
+                update.execute(params![name.as_str(), now.0, address])?;
+            }
             Ok(())
         })
     }
@@ -213,12 +217,14 @@ impl Store {
     }
 
     pub fn streams_of(&self, device: &DeviceName) -> Result<Vec<StreamName>> {
-        let all = self.inner().catalog.read(|c| Ok(streams::all(c)?))?;
-        Ok(all
-            .into_iter()
-            .filter(|row| row.owner.as_ref() == Some(device))
-            .map(|row| row.name)
-            .collect())
+        self.inner()
+            .catalog
+            .read(|c| Ok(streams::names_of(c, device)?))
+    }
+
+    /// Whose each stream is that has an owner.
+    pub fn owners(&self) -> Result<BTreeMap<StreamName, DeviceName>> {
+        self.inner().catalog.read(|c| Ok(streams::owners(c)?))
     }
 
     /// A free-text title for a stream. false: no such stream.

@@ -9,6 +9,11 @@ pub use attacker::{Attacker, forged_initiation};
 pub use network::{Bursts, Line, Network};
 pub use world::{Edge, HUB_ADDRESS, Who, World};
 
+/// The name of a session that is not there, for what only carries it.
+pub fn session_id(number: u64) -> crate::SessionId {
+    crate::SessionId(number)
+}
+
 /// The beginning of simulated time. (An `Instant` can only be had from the clock; what it is does not matter.)
 #[expect(
     clippy::disallowed_methods,

@@ -1,12 +1,15 @@
 //! The thread that asks the catalog who may be here: devices, tokens, and whether that has changed.
 
-use std::{io, thread};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io, thread,
+};
 
 use bytes::Bytes;
 use link_proto::{SessionId, messages::MAX_FLOORS};
 use model::{DeviceName, SegmentNumber, StreamName};
 use store::{Store, StoreError, devices::Device};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::wall_now;
 
@@ -31,13 +34,10 @@ pub(super) enum Question {
         key: [u8; 32],
         token: Bytes,
     },
-    /// All devices, as they are now.
-    Devices,
-    /// A device was heard from.
-    Seen {
-        device: DeviceName,
-        address: String,
-    },
+    /// Whether devices, or whose streams are, have changed since this was last asked.
+    Changes,
+    /// Devices were heard from, at these addresses.
+    Seen(Vec<(DeviceName, String)>),
 }
 
 /// What the catalog says.
@@ -64,7 +64,16 @@ pub(super) enum Verdict {
         session: SessionId,
         reason: String,
     },
-    Devices(Vec<Device>),
+    /// Something has changed.
+    Changed(Registry),
+}
+
+/// Who is known here.
+#[derive(Debug)]
+pub(super) struct Registry {
+    pub(super) devices: BTreeMap<DeviceName, Device>,
+    /// Devices that had a stream when this was last read, and have it no more.
+    pub(super) robbed: BTreeSet<DeviceName>,
 }
 
 /// Starts the thread; it ends when the sender of questions is dropped.
@@ -76,8 +85,9 @@ pub(super) fn start<T: From<Verdict> + Send + 'static>(
     let thread = thread::Builder::new()
         .name("downlink-admission".to_owned())
         .spawn(move || {
+            let mut clerk = Clerk::new(store);
             while let Some(question) = asked.blocking_recv() {
-                if let Some(verdict) = judge(&store, question)
+                if let Some(verdict) = clerk.judge(question)
                     && verdicts.blocking_send(verdict.into()).is_err()
                 {
                     return;
@@ -87,75 +97,138 @@ pub(super) fn start<T: From<Verdict> + Send + 'static>(
     Ok((questions, thread))
 }
 
-fn judge(store: &Store, question: Question) -> Option<Verdict> {
-    let session = match &question {
-        Question::Hello { session, .. }
-        | Question::Enrol { session, .. }
-        | Question::Confirm { session, .. } => Some(*session),
-        Question::Devices | Question::Seen { .. } => None,
-    };
-    match ask(store, question) {
-        Ok(verdict) => verdict,
-        Err(error) => {
-            tracing::error!(%error, "failed to ask the catalog about a device");
-            let reason = "the hub's catalog has failed: try again later".to_owned();
-            session.map(|session| Verdict::Refused { session, reason })
-        }
-    }
+struct Clerk {
+    store: Store,
+    changes: watch::Receiver<u64>,
+    /// As last read.
+    known: Option<Vec<Device>>,
+    owners: BTreeMap<StreamName, DeviceName>,
 }
 
-fn ask(store: &Store, question: Question) -> Result<Option<Verdict>, StoreError> {
-    Ok(Some(match question {
-        Question::Hello { session, key } => match store.device_by_key(&key)? {
-            None => Verdict::Refused {
-                session,
-                reason:
-                    "this device is not known here: enrol it with a line from `hub enroll NAME`"
-                        .to_owned(),
+impl Clerk {
+    fn new(store: Store) -> Self {
+        let mut changes = store.changes();
+        changes.mark_changed();
+        Self {
+            store,
+            changes,
+            known: None,
+            owners: BTreeMap::new(),
+        }
+    }
+
+    fn judge(&mut self, question: Question) -> Option<Verdict> {
+        let session = match &question {
+            Question::Hello { session, .. }
+            | Question::Enrol { session, .. }
+            | Question::Confirm { session, .. } => Some(*session),
+            Question::Changes | Question::Seen(_) => None,
+        };
+        match self.ask(question) {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                tracing::error!(%error, "failed to ask the catalog about a device");
+                let reason = "the hub's catalog has failed: try again later".to_owned();
+                session.map(|session| Verdict::Refused { session, reason })
+            }
+        }
+    }
+
+    fn ask(&mut self, question: Question) -> Result<Option<Verdict>, StoreError> {
+        let store = &self.store;
+        Ok(Some(match question {
+            Question::Hello { session, key } => match store.device_by_key(&key)? {
+                None => Verdict::Refused {
+                    session,
+                    reason:
+                        "this device is not known here: enrol it with a line from `hub enroll NAME`"
+                            .to_owned(),
+                },
+                Some(device) if !device.enabled => Verdict::Refused {
+                    session,
+                    reason: disabled(&device.name),
+                },
+                Some(device) => Verdict::Known {
+                    session,
+                    floors: floors(store, &device.name)?,
+                    device: device.name,
+                },
             },
-            Some(device) if !device.enabled => Verdict::Refused {
+            Question::Enrol {
                 session,
-                reason: disabled(&device.name),
-            },
-            Some(device) => Verdict::Known {
-                session,
-                floors: floors(store, &device.name)?,
-                device: device.name,
-            },
-        },
-        Question::Enrol {
-            session,
-            key,
-            token,
-        } => match store.check_token(&token, &key, wall_now())? {
-            Ok(device) => Verdict::MayEnrol {
-                session,
-                floors: floors(store, &device)?,
-                device,
+                key,
                 token,
+            } => match store.check_token(&token, &key, wall_now())? {
+                Ok(device) => Verdict::MayEnrol {
+                    session,
+                    floors: floors(store, &device)?,
+                    device,
+                    token,
+                },
+                Err(error) => Verdict::Refused {
+                    session,
+                    reason: error.to_string(),
+                },
             },
-            Err(error) => Verdict::Refused {
+            Question::Confirm {
                 session,
-                reason: error.to_string(),
+                key,
+                token,
+            } => match store.use_token(&token, &key, wall_now())? {
+                Ok(device) => Verdict::Enrolled { session, device },
+                Err(error) => Verdict::Refused {
+                    session,
+                    reason: error.to_string(),
+                },
             },
-        },
-        Question::Confirm {
-            session,
-            key,
-            token,
-        } => match store.use_token(&token, &key, wall_now())? {
-            Ok(device) => Verdict::Enrolled { session, device },
-            Err(error) => Verdict::Refused {
-                session,
-                reason: error.to_string(),
-            },
-        },
-        Question::Devices => Verdict::Devices(store.devices()?),
-        Question::Seen { device, address } => {
-            store.seen(&device, &address, wall_now())?;
+            Question::Changes => return self.changes(),
+            Question::Seen(devices) => {
+                store.seen(&devices, wall_now())?;
+                return Ok(None);
+            }
+        }))
+    }
+
+    /// Reads only where something was written by somebody: ten thousand idle devices cost nothing.
+    fn changes(&mut self) -> Result<Option<Verdict>, StoreError> {
+        // A subcommand's doing shows only so.
+        self.store.notice_foreign_changes()?;
+        if !self.changes.has_changed().unwrap_or(false) {
             return Ok(None);
         }
-    }))
+        self.changes.mark_unchanged();
+        let read = self.read();
+        if read.is_err() {
+            self.changes.mark_changed();
+        }
+        read
+    }
+
+    fn read(&mut self) -> Result<Option<Verdict>, StoreError> {
+        let mut devices = self.store.devices()?;
+        for device in &mut devices {
+            // Changes all the time, and means nothing here.
+            (device.last_seen, device.last_address) = (None, None);
+        }
+        let owners = self.store.owners()?;
+        let before = std::mem::replace(&mut self.owners, owners);
+        let robbed: BTreeSet<_> = before
+            .into_iter()
+            .filter(|(stream, owner)| self.owners.get(stream) != Some(owner))
+            .map(|(_, owner)| owner)
+            .collect();
+        if robbed.is_empty() && self.known.as_ref() == Some(&devices) {
+            return Ok(None);
+        }
+        self.known = Some(devices.clone());
+        let devices = devices.into_iter();
+        Ok(Some(Verdict::Changed(Registry {
+            devices: devices
+                .map(|device| (device.name.clone(), device))
+                .collect(),
+            robbed,
+        })))
+    }
 }
 
 /// Why a device that an operator has switched off is refused.

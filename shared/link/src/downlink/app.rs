@@ -1,8 +1,9 @@
-//! What the hub does above its sessions: lets devices in, gives each a thread, carries answers.
+//! What the hub does above its sessions: lets devices in, has their messages dealt with, carries answers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -13,22 +14,27 @@ use link_proto::{
     messages::{ToEdge, ToHub},
 };
 use model::DeviceName;
-use store::{Store, devices::Device};
+use store::Store;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     DownlinkStatus,
-    admission::{self, Question, Verdict, disabled},
+    admission::{self, Question, Registry, Verdict, disabled},
+    desk::Desk,
     doubles::Doubles,
     flood::{FloodWatch, News},
     session::{Left, Session, State, welcome},
-    worker::{Done, Work, Worker},
+    worker::{Done, Pool, Work, Worker},
 };
-use crate::{Counters, LinkError, driver::Application, throttle::Throttle, wall_now};
+use crate::{
+    Counters, LinkError, driver::Application, socket::SocketCounters, throttle::Throttle, wall_now,
+};
 
-/// Devices are looked at again this often, so a change acts within 2 s; numbers are told as often.
+/// Whether devices have changed is asked this often, so a change acts within 2 s; numbers are told as often.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// It is asked and told sooner where sessions come or go, but not sooner than this.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// What all threads have said and the loop has not taken.
 const INPUTS: usize = 1_024;
 /// `Bye` is repeated within this.
@@ -42,16 +48,23 @@ pub(super) struct Downlink {
     status: watch::Sender<DownlinkStatus>,
     shutdown: CancellationToken,
     sessions: BTreeMap<SessionId, Session>,
+    /// The session of each device that is connected.
+    members: BTreeMap<DeviceName, SessionId>,
     /// Sessions with answers to send, and refused ones to close.
     busy: BTreeSet<SessionId>,
-    /// Threads of devices whose session has ended.
-    retired: BTreeMap<DeviceName, Retired>,
+    pool: Pool,
+    /// Of devices whose session has ended, and whose work on the disk has not.
+    retired: BTreeMap<DeviceName, Worker<Input>>,
     questions: mpsc::Sender<Question>,
     admission: JoinHandle<()>,
     inputs: mpsc::Receiver<Input>,
     input: mpsc::Sender<Input>,
     check_at: Instant,
+    checked_at: Instant,
+    socket: Arc<SocketCounters>,
     segments_stored: u64,
+    /// Segments that the store had found damaged by the last check.
+    segments_lost: u64,
     floods: FloodWatch,
     /// Of lines that strangers can cause.
     complaints: Throttle,
@@ -59,12 +72,6 @@ pub(super) struct Downlink {
     violations: u64,
     stop_at: Option<Instant>,
     ended: bool,
-}
-
-struct Retired {
-    thread: JoinHandle<()>,
-    /// It does not itself wait for one before it: at most two of a device are there at a time.
-    began: bool,
 }
 
 pub(super) enum Input {
@@ -91,6 +98,8 @@ impl Downlink {
         listening: SocketAddr,
         status: watch::Sender<DownlinkStatus>,
         shutdown: CancellationToken,
+        pool: Pool,
+        socket: Arc<SocketCounters>,
         now: Instant,
     ) -> Result<Self, LinkError> {
         let (input, inputs) = mpsc::channel(INPUTS);
@@ -102,14 +111,19 @@ impl Downlink {
             status,
             shutdown,
             sessions: BTreeMap::new(),
+            members: BTreeMap::new(),
             busy: BTreeSet::new(),
+            pool,
             retired: BTreeMap::new(),
             questions,
             admission,
             inputs,
             input,
             check_at: now,
+            checked_at: now,
+            socket,
             segments_stored: 0,
+            segments_lost: store.scrub_totals().lost,
             floods: FloodWatch::default(),
             complaints: Throttle::new(),
             doubles: Doubles::default(),
@@ -119,10 +133,10 @@ impl Downlink {
         })
     }
 
-    /// Waits for the threads: a segment that is being closed is closed, and the store is let go of.
+    /// Waits for the disk: a segment that is being closed is closed, and the store is let go of.
     pub(super) async fn end(self) -> Result<(), LinkError> {
         let Self {
-            retired,
+            pool,
             sessions,
             questions,
             admission,
@@ -130,21 +144,15 @@ impl Downlink {
             ..
         } = self;
         drop((inputs, questions));
-        let members = sessions
-            .into_values()
-            .filter_map(|session| match session.state {
-                State::Member { worker, .. } => Some(worker.stop()),
-                _ => None,
-            });
-        let threads: Vec<_> = members
-            .chain(retired.into_values().map(|retired| retired.thread))
-            .chain([admission])
-            .collect();
+        for session in sessions.into_values() {
+            if let State::Member { worker, .. } = session.state {
+                worker.stop();
+            }
+        }
+        pool.end().await;
         tokio::task::spawn_blocking(move || {
-            for thread in threads {
-                if thread.join().is_err() {
-                    tracing::error!("a thread of the downlink had panicked");
-                }
+            if admission.join().is_err() {
+                tracing::error!("the admission thread had panicked");
             }
         })
         .await
@@ -252,7 +260,7 @@ impl Downlink {
                 self.answer(id, ToEdge::Enrolled);
             }
             Verdict::Refused { session, reason } => self.refuse(now, session, reason),
-            Verdict::Devices(devices) => self.check_devices(now, &devices),
+            Verdict::Changed(registry) => self.check_devices(now, &registry),
         }
     }
 
@@ -268,38 +276,25 @@ impl Downlink {
             return;
         }
         // Another key of the same device: enrolled anew, and the old one has not gone yet.
-        let older = self
-            .sessions
-            .iter()
-            .find_map(|(other, session)| match &session.state {
-                State::Member { device: name, .. } if *name == device => Some(*other),
-                _ => None,
-            });
-        if let Some(older) = older {
+        if let Some(&older) = self.members.get(&device) {
             self.close(now, endpoint, older, Bye::Refused);
         }
-        let before = match self.retired.remove(&device) {
-            Some(retired) if !retired.began && !retired.thread.is_finished() => {
-                tracing::debug!(%device, "sent away: two of its former sessions still write");
-                self.retired.insert(device, retired);
-                return self.close(now, endpoint, id, Bye::Shutdown);
-            }
-            before => before.map(|retired| retired.thread),
-        };
-        let started = Worker::start(
-            self.store.clone(),
+        let before = self.retired.remove(&device);
+        if let Some(before) = &before
+            && !before.has_begun()
+        {
+            tracing::debug!(%device, "sent away: two of its former sessions still write");
+            self.retired.extend([(device, before.clone())]);
+            return self.close(now, endpoint, id, Bye::Shutdown);
+        }
+        let desk = Desk::new(self.store.clone(), id, device.clone());
+        let worker = Worker::start(
+            &self.pool,
             id,
-            device.clone(),
-            before,
+            Box::new(desk),
+            before.as_ref(),
             self.input.clone(),
         );
-        let worker = match started {
-            Ok(worker) => worker,
-            Err(error) => {
-                tracing::error!(%device, %error, "failed to start a session's thread");
-                return self.close(now, endpoint, id, Bye::Shutdown);
-            }
-        };
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
@@ -310,19 +305,21 @@ impl Downlink {
             device: device.clone(),
             worker,
         };
+        self.members.insert(device.clone(), id);
         endpoint.admit(id);
-        self.seen(now, id);
+        self.seen(now, &[id]);
         self.answer(id, welcome(device, floors));
-        self.check_at = now;
+        self.check_soon(now);
     }
 
-    fn check_devices(&mut self, now: Instant, devices: &[Device]) {
+    /// Something about devices or whose streams are is different.
+    fn check_devices(&mut self, now: Instant, registry: &Registry) {
         let mut gone = Vec::new();
         for (id, session) in &self.sessions {
             let State::Member { device, worker } = &session.state else {
                 continue;
             };
-            match devices.iter().find(|known| known.name == *device) {
+            match registry.devices.get(device) {
                 Some(known) if known.key != Some(session.peer_key) => {
                     gone.push((
                         *id,
@@ -330,10 +327,11 @@ impl Downlink {
                     ));
                 }
                 Some(known) if !known.enabled => gone.push((*id, disabled(device))),
-                Some(_) => {
+                Some(_) if registry.robbed.contains(device) => {
                     // Where there is no room the next message finds that out.
                     let _ = worker.give(Work::CheckOwner);
                 }
+                Some(_) => {}
                 None => gone.push((*id, format!("device {device} was removed at the hub"))),
             }
         }
@@ -430,23 +428,26 @@ impl Downlink {
     fn retire(&mut self, state: State) {
         if let State::Member { device, worker } = state {
             tracing::info!(%device, "device gone");
-            let began = worker.has_begun();
-            let thread = worker.stop();
-            self.retired.insert(device, Retired { thread, began });
+            self.members.remove(&device);
+            worker.stop();
+            self.retired.insert(device, worker);
         }
     }
 
-    fn seen(&mut self, now: Instant, id: SessionId) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        if let State::Member { device, .. } = &session.state {
-            session.seen_at = now;
+    /// Has it written down when and where these devices were heard from.
+    fn seen(&mut self, now: Instant, ids: &[SessionId]) {
+        let mut seen = Vec::new();
+        for id in ids {
+            if let Some(session) = self.sessions.get_mut(id)
+                && let State::Member { device, .. } = &session.state
+            {
+                session.seen_at = now;
+                seen.push((device.clone(), session.peer.to_string()));
+            }
+        }
+        if !seen.is_empty() {
             // Told again in a minute where there is no room now.
-            let _ = self.questions.try_send(Question::Seen {
-                device: device.clone(),
-                address: session.peer.to_string(),
-            });
+            let _ = self.questions.try_send(Question::Seen(seen));
         }
     }
 
@@ -473,44 +474,50 @@ impl Downlink {
         }
     }
 
+    /// Who is connected has changed: tells it soon, but not each of ten thousand devices that come at once.
+    fn check_soon(&mut self, now: Instant) {
+        let soon = (self.checked_at + MIN_CHECK_INTERVAL).max(now);
+        self.check_at = self.check_at.min(soon);
+    }
+
     /// Once a second: who may not be here any more, who was too slow, and the numbers.
     fn check(&mut self, now: Instant, endpoint: &mut HubEndpoint) {
         if now < self.check_at {
             return;
         }
+        self.checked_at = now;
         self.check_at = now + CHECK_INTERVAL;
-        self.retired
-            .retain(|_, retired| !retired.thread.is_finished());
+        self.retired.retain(|_, retired| !retired.has_ended());
+        let lost = self.store.scrub_totals().lost;
+        let damaged = std::mem::replace(&mut self.segments_lost, lost) != lost;
         let mut slow = Vec::new();
         let mut seen = Vec::new();
-        let mut members = false;
         for (&id, session) in &self.sessions {
             if session.is_too_slow(now) {
                 slow.push(id);
             }
-            if matches!(session.state, State::Member { .. }) {
-                members = true;
+            if let State::Member { worker, .. } = &session.state {
                 if session.seen_at + SEEN_INTERVAL <= now {
                     seen.push(id);
+                }
+                if damaged {
+                    // Where there is no room the next message finds that out.
+                    let _ = worker.give(Work::CheckOwner);
                 }
             }
         }
         for id in slow {
             self.close(now, endpoint, id, Bye::Refused);
         }
-        for id in seen {
-            self.seen(now, id);
-        }
-        if members {
-            // Asked again in a second where there is no room now.
-            let _ = self.questions.try_send(Question::Devices);
-        }
-        self.publish(endpoint);
+        self.seen(now, &seen);
+        // Asked again in a second where there is no room now.
+        let _ = self.questions.try_send(Question::Changes);
+        self.publish(now, endpoint);
         self.watch_for_floods(now, endpoint);
     }
 
     fn watch_for_floods(&mut self, now: Instant, endpoint: &HubEndpoint) {
-        let dropped = Counters::of(endpoint.counters()).dropped;
+        let dropped = Counters::of(endpoint.counters(), &self.socket).dropped;
         match self.floods.look(now, dropped) {
             Some(News::Began {
                 per_second,
@@ -533,18 +540,23 @@ impl Downlink {
         }
     }
 
-    fn publish(&self, endpoint: &HubEndpoint) {
-        let sessions = self.sessions.iter();
-        let sessions = sessions.filter_map(|(&id, session)| session.status(endpoint, id));
+    fn publish(&mut self, now: Instant, endpoint: &HubEndpoint) {
+        let mut sessions = Vec::with_capacity(self.members.len());
+        for &id in self.members.values() {
+            if let (Some(session), Some(stats)) = (self.sessions.get_mut(&id), endpoint.stats(id)) {
+                session.tell_turns(now, &stats);
+                sessions.extend(session.status(&stats));
+            }
+        }
         let counters = Counters {
             segments_stored: self.segments_stored,
             identity_conflicts: self.doubles.count,
             violations: self.violations,
-            ..Counters::of(endpoint.counters())
+            ..Counters::of(endpoint.counters(), &self.socket)
         };
         self.status.send_replace(DownlinkStatus {
             listening: Some(self.listening),
-            sessions: sessions.collect(),
+            sessions,
             counters,
         });
     }
@@ -618,7 +630,7 @@ impl Application<HubEndpoint> for Downlink {
                     .is_some_and(|session| session.moved(now, to));
                 if tell {
                     tracing::info!(%session, %from, %to, "a device has another address");
-                    self.seen(now, session);
+                    self.seen(now, &[session]);
                 }
             }
             Event::Closed { session, reason } => {
@@ -630,7 +642,7 @@ impl Application<HubEndpoint> for Downlink {
                     self.doubles.replaced(device, old.peer);
                 }
                 self.forget(session);
-                self.check_at = now;
+                self.check_soon(now);
             }
             Event::Writable { .. } | Event::Silent { .. } | Event::Unanswered { .. } => {}
         }

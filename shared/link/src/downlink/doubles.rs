@@ -7,8 +7,8 @@ use std::{
 
 use model::DeviceName;
 
-/// Devices remembered; more are not looked at.
-const MAX_DEVICES: usize = 4_096;
+/// Devices remembered, as many as there may be sessions; more are not looked at.
+const MAX_DEVICES: usize = 16_384;
 
 /// Places remembered of a device: its last one and the one before.
 const PLACES: usize = 2;

@@ -1,10 +1,12 @@
-//! The hub's end: one UDP socket, many sessions, each writing into the same store.
+//! The hub's end: one UDP socket, many sessions, all writing into the same store.
 
 mod admission;
 mod app;
+mod desk;
 mod doubles;
 mod flood;
 mod session;
+mod turns;
 mod worker;
 
 use std::{
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Counters, KeyPair, LinkError, driver, keys::random_bytes, socket::UdpSocket};
 use app::Downlink;
+use worker::Pool;
 
 /// Where the hub listens and who it is.
 #[derive(Debug, Clone)]
@@ -64,6 +67,8 @@ pub async fn run(
 ) -> Result<(), LinkError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(worker::MAX_THREADS)
+        .thread_name("downlink-disk")
         .build()
         .map_err(LinkError::io("failed to start the link's runtime"))?;
     // Dropping this future ends the thread.
@@ -75,6 +80,8 @@ pub async fn run(
         .spawn(move || {
             let ran =
                 runtime.block_on(cut.run_until_cancelled(drive(config, store, status, shutdown)));
+            // Where it was cut, nobody waits for the disk.
+            runtime.shutdown_background();
             // Nobody waits for it any more where it was cut.
             let _ = result.send(ran.unwrap_or(Ok(())));
         })
@@ -94,7 +101,9 @@ async fn drive(
     status.send_modify(|status| status.listening = Some(listening));
     let now = Instant::now();
     let mut endpoint = HubEndpoint::new(HubConfig::new(config.key.secret), now, random_bytes());
-    let mut app = Downlink::new(&store, listening, status, shutdown, now)?;
+    let pool = Pool::of(tokio::runtime::Handle::current());
+    let counters = socket.counters().clone();
+    let mut app = Downlink::new(&store, listening, status, shutdown, pool, counters, now)?;
     driver::drive(&mut endpoint, &mut app, &socket)
         .await
         .map_err(LinkError::io("failed to read the UDP socket"))?;

@@ -7,10 +7,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use link_proto::{Channel, Endpoint, HubEndpoint, MAX_CREDIT_BYTES, SessionId, messages::ToEdge};
+use link_proto::{
+    Channel, Endpoint, HubEndpoint, MAX_CREDIT_BYTES, SessionId, SessionStats, messages::ToEdge,
+};
 use model::{DeviceName, SegmentNumber, StreamName, WallTime};
 
-use super::{SessionStatus, worker::Worker};
+use super::{
+    SessionStatus,
+    app::Input,
+    turns::{News, Turn, Turns},
+    worker::Worker,
+};
 use crate::wall_now;
 
 /// A peer that has keys but does not say who it is, or does not confirm, is sent away after this.
@@ -45,31 +52,22 @@ pub(super) struct Session {
     pub(super) owed: Vec<(Channel, usize)>,
     in_hand_bytes: usize,
     moved_at: Option<Instant>,
+    turns: Turns,
 }
 
 pub(super) enum State {
     /// Has not said who it is; `asked`: it has, and the catalog is looked at.
-    Stranger {
-        until: Instant,
-        asked: bool,
-    },
+    Stranger { until: Instant, asked: bool },
     /// Its token is good; it stores its identity.
-    Enrolling {
-        until: Instant,
-        token: Bytes,
-    },
+    Enrolling { until: Instant, token: Bytes },
     /// Has confirmed; it ends the session.
-    Enrolled {
-        until: Instant,
-    },
+    Enrolled { until: Instant },
     Member {
         device: DeviceName,
-        worker: Worker,
+        worker: Worker<Input>,
     },
     /// Was told why it may not stay.
-    Leaving {
-        until: Instant,
-    },
+    Leaving { until: Instant },
 }
 
 impl Session {
@@ -89,6 +87,7 @@ impl Session {
             owed: Vec::new(),
             in_hand_bytes: 0,
             moved_at: None,
+            turns: Turns::default(),
         }
     }
 
@@ -181,12 +180,61 @@ impl Session {
         }
     }
 
+    /// Logs where its link has turned bad, or good again.
+    pub(super) fn tell_turns(&mut self, now: Instant, stats: &SessionStats) {
+        let State::Member { device, .. } = &self.state else {
+            return;
+        };
+        for news in self.turns.look(now, stats) {
+            match news {
+                News::Began {
+                    turn: Turn::Loss,
+                    worst: loss,
+                } => {
+                    tracing::warn!(%device, peer = %self.peer, loss, "a link has turned bad: much of what the device sends is lost");
+                }
+                News::Began {
+                    turn: Turn::Rtt,
+                    worst: times,
+                } => {
+                    tracing::warn!(%device, peer = %self.peer, rtt = ?stats.rtt, times, "a link has turned bad: its round trip is a multiple of the usual one");
+                }
+                News::Began {
+                    turn: Turn::Silence,
+                    ..
+                } => {
+                    tracing::warn!(%device, peer = %self.peer, "a link has turned bad: the device is silent");
+                }
+                News::Ended {
+                    turn: Turn::Loss,
+                    worst: worst_loss,
+                    lasted,
+                } => {
+                    tracing::info!(%device, ?lasted, worst_loss, "a link is good again: little is lost");
+                }
+                News::Ended {
+                    turn: Turn::Rtt,
+                    worst: worst_times,
+                    lasted,
+                } => {
+                    tracing::info!(%device, ?lasted, worst_times, "a link is good again: its round trip is as usual");
+                }
+                News::Ended {
+                    turn: Turn::Silence,
+                    lasted,
+                    ..
+                } => {
+                    tracing::info!(%device, ?lasted, "a link is good again: the device is heard");
+                }
+            }
+        }
+    }
+
     /// For the status page, if it is a member.
-    pub(super) fn status(&self, endpoint: &HubEndpoint, id: SessionId) -> Option<SessionStatus> {
+    pub(super) fn status(&self, stats: &SessionStats) -> Option<SessionStatus> {
         let State::Member { device, .. } = &self.state else {
             return None;
         };
-        let stats = endpoint.stats(id).unwrap_or_default();
         Some(SessionStatus {
             device: device.clone(),
             peer: self.peer,

@@ -1,35 +1,34 @@
-//! One thread for each session: takes its messages one after the other, does what they ask of the store, and
-//! answers. The loop never waits for it; a slow disk shows as credit that is not given back.
+//! Who does the disk's work of which session: a queue for each session, and threads that are there while there
+//! is something to do. The loop never waits for them; a slow disk shows as credit that is not given back.
+//!
+//! A session's work is done in its order, by one thread at a time; an idle device has none. A disk operation
+//! that hangs holds its own session, and one of many threads.
 
 use std::{
-    collections::HashMap,
-    io,
-    ops::RangeInclusive,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread::{self, JoinHandle},
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
 use link_proto::{
     Channel, SessionId,
-    messages::{ProtocolError, SegmentStart, ToEdge, ToHub},
-    replicate::receiver::{Job, Outcome, Partial, Receiver},
+    messages::{ProtocolError, ToEdge},
 };
-use model::{DeviceName, HoleReason, RangeSet, RunInfo, SegmentInfo, SegmentNumber, StreamName};
-use store::{Announced, OpenSegment, SegmentWriter, Store, StoreError};
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc};
+use tokio_util::task::TaskTracker;
 
-/// What waits for a session's thread at most, in messages and other work. The session's receive windows bound
-/// messages long before, since one is charged for until the thread has dealt with it; renewed channels begin
-/// with new windows, and so must not be renewed for ever while the disk hangs.
+/// Threads for the disk's work of all sessions together. One is made where all others are at work, and ends
+/// after ten seconds without any: with a healthy disk there are a few. When so many hang, the others wait.
+pub(super) const MAX_THREADS: usize = 512;
+
+/// What waits of a session at most, in messages and other work. The session's receive windows bound messages
+/// long before, since one is charged for until it has been dealt with; renewed channels begin with new windows,
+/// and so must not be renewed for ever while the disk hangs.
 const MAX_WAITING: usize = 65_536;
 /// The same in bytes of messages.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
-/// What a session's thread is told.
+/// What there is to do for a session.
 #[derive(Debug)]
 pub(super) enum Work {
     Message {
@@ -39,11 +38,20 @@ pub(super) enum Work {
     },
     /// The channels were renewed: the edge begins anew.
     Reset,
-    /// See whether the streams are still this device's.
+    /// See whether the streams are still this device's, and what it shipped still whole.
     CheckOwner,
 }
 
-/// What a session's thread says.
+impl Work {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Message { message, .. } => message.len(),
+            Self::Reset | Self::CheckOwner => 0,
+        }
+    }
+}
+
+/// What was done for a session.
 #[derive(Debug)]
 pub(super) enum Done {
     /// A message was dealt with.
@@ -68,578 +76,406 @@ pub(super) enum Done {
     Failed { session: SessionId },
 }
 
-/// A session's thread, as the loop holds it.
-pub(super) struct Worker {
-    work: mpsc::UnboundedSender<Work>,
-    waiting: Arc<Waiting>,
-    stop: Arc<AtomicBool>,
-    began: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+/// Does a session's work.
+pub(super) trait Clerk: Send {
+    /// What to say of it, and whether to go on.
+    fn take(&mut self, work: Work) -> (Option<Done>, bool);
 }
 
-/// What waits for the thread.
-#[derive(Debug, Default)]
-struct Waiting {
-    count: AtomicUsize,
-    bytes: AtomicUsize,
+/// The threads.
+#[derive(Clone)]
+pub(super) struct Pool {
+    runtime: Handle,
+    jobs: TaskTracker,
+}
+
+impl Pool {
+    /// Threads of this runtime, which has [`MAX_THREADS`] of them.
+    pub(super) fn of(runtime: Handle) -> Self {
+        Self {
+            runtime,
+            jobs: TaskTracker::new(),
+        }
+    }
+
+    /// Waits until all that was begun has ended.
+    pub(super) async fn end(self) {
+        self.jobs.close();
+        self.jobs.wait().await;
+    }
+}
+
+/// A session's queue, as the loop holds it.
+pub(super) struct Worker<T>(Arc<Queue<T>>);
+
+impl<T> Clone for Worker<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+struct Queue<T> {
+    pool: Pool,
+    done: mpsc::Sender<T>,
+    session: SessionId,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    stage: Stage,
+    work: VecDeque<Work>,
+    bytes: usize,
     /// One look at whose the streams are says as much as many.
-    check: AtomicBool,
+    check_waits: bool,
+    clerk: Option<Box<dyn Clerk>>,
+    /// Nothing more is to be done.
+    stopped: bool,
+    /// The device's next session, which waits for the end of this one.
+    next: Option<Arc<Queue<T>>>,
 }
 
-impl Waiting {
-    /// False: there is no room, or no need.
-    fn enter(&self, work: &Work) -> Result<bool, Overrun> {
-        let bytes = work.bytes();
-        if matches!(work, Work::CheckOwner) && self.check.swap(true, Ordering::Relaxed) {
-            return Ok(false);
-        }
-        let count = self.count.fetch_add(1, Ordering::Relaxed);
-        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if count >= MAX_WAITING || before + bytes > MAX_WAITING_BYTES {
-            return Err(Overrun);
-        }
-        Ok(true)
-    }
-
-    fn leave(&self, work: &Work) {
-        if matches!(work, Work::CheckOwner) {
-            self.check.store(false, Ordering::Relaxed);
-        }
-        self.count.fetch_sub(1, Ordering::Relaxed);
-        self.bytes.fetch_sub(work.bytes(), Ordering::Relaxed);
-    }
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The device's last session has not let go of its partials.
+    Held,
+    Idle,
+    Working,
+    /// The clerk is gone, and with it every file that it had open.
+    Ended,
 }
 
-/// More waits for a session's thread than may: its disk hangs, and the session must end.
+/// More waits for a session's clerk than may: its disk hangs, and the session must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Overrun;
 
-impl Work {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Message { message, .. } => message.len(),
-            Self::Reset | Self::CheckOwner => 0,
-        }
-    }
-}
-
-impl Worker {
-    /// `before`: the thread of the device's last session, which must have let go of its partials first.
-    pub(super) fn start<T: From<Done> + Send + 'static>(
-        store: Store,
+impl<T: From<Done> + Send + 'static> Worker<T> {
+    /// `before`: the device's last session, which must have let go of its partials first.
+    pub(super) fn start(
+        pool: &Pool,
         session: SessionId,
-        device: DeviceName,
-        before: Option<JoinHandle<()>>,
+        clerk: Box<dyn Clerk>,
+        before: Option<&Self>,
         done: mpsc::Sender<T>,
-    ) -> io::Result<Self> {
-        let (work, mut to_do) = mpsc::unbounded_channel();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let began = Arc::new(AtomicBool::new(before.is_none()));
-        let begins = Arc::clone(&began);
-        let waiting = Arc::new(Waiting::default());
-        let waits = Arc::clone(&waiting);
-        let thread = thread::Builder::new()
-            .name(format!("downlink-{device}"))
-            .spawn(move || {
-                if let Some(before) = before {
-                    // One that panicked has let go too.
-                    let _ = before.join();
-                }
-                begins.store(true, Ordering::Relaxed);
-                let mut desk = Desk::new(store, session, device);
-                while let Some(work) = to_do.blocking_recv() {
-                    if stopped.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    waits.leave(&work);
-                    let (said, goes_on) = desk.take(work);
-                    if said.is_some_and(|said| done.blocking_send(said.into()).is_err()) || !goes_on
-                    {
-                        return;
-                    }
-                }
-            })?;
-        Ok(Self {
-            work,
-            waiting,
-            stop,
-            began,
-            thread,
-        })
+    ) -> Self {
+        let queue = Arc::new(Queue {
+            pool: pool.clone(),
+            done,
+            session,
+            state: Mutex::new(State {
+                stage: Stage::Idle,
+                work: VecDeque::new(),
+                bytes: 0,
+                check_waits: false,
+                clerk: Some(clerk),
+                stopped: false,
+                next: None,
+            }),
+        });
+        if let Some(before) = before {
+            let mut before = before.0.lock();
+            if before.stage != Stage::Ended {
+                queue.lock().stage = Stage::Held;
+                before.next = Some(Arc::clone(&queue));
+            }
+        }
+        Self(queue)
     }
 
-    /// One more thing to do. After a failure the thread is gone and nothing is done.
+    /// One more thing to do. After a failure nothing is done any more.
     pub(super) fn give(&self, work: Work) -> Result<(), Overrun> {
-        if self.waiting.enter(&work)? {
-            let _ = self.work.send(work);
+        let mut state = self.0.lock();
+        if state.stopped || state.stage == Stage::Ended {
+            return Ok(());
         }
+        if matches!(work, Work::CheckOwner) && std::mem::replace(&mut state.check_waits, true) {
+            return Ok(());
+        }
+        state.bytes += work.bytes();
+        state.work.push_back(work);
+        if state.work.len() > MAX_WAITING || state.bytes > MAX_WAITING_BYTES {
+            return Err(Overrun);
+        }
+        self.0.work_on(&mut state);
         Ok(())
     }
 
-    /// It does not wait for the thread before it any more.
+    /// It does not wait for the session before it any more.
     pub(super) fn has_begun(&self) -> bool {
-        self.began.load(Ordering::Relaxed)
+        self.0.lock().stage != Stage::Held
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.lock().stage == Stage::Ended
     }
 
     /// It ends after what it does just now; what waits is dropped, for the edge to ship again.
-    pub(super) fn stop(self) -> JoinHandle<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread
+    pub(super) fn stop(&self) {
+        let mut state = self.0.lock();
+        state.stopped = true;
+        state.work.clear();
+        // Open files are closed by a thread, too.
+        self.0.work_on(&mut state);
     }
 }
 
-/// A receiver with the store that it writes to.
-struct Desk {
-    store: Store,
-    session: SessionId,
-    device: DeviceName,
-    receiver: Receiver,
-    /// The segment that each stream is writing.
-    writers: HashMap<StreamName, SegmentWriter>,
-    /// The run last entered for each stream.
-    runs: HashMap<StreamName, RunInfo>,
-    /// For each open stream the lowest number that was not used as this session opened it: what the edge says
-    /// of what it holds is about those below.
-    opened_at: HashMap<StreamName, SegmentNumber>,
-    /// Segments that the store had found damaged when the session began: more since is a reason to compare anew.
-    lost_before: u64,
-}
+impl<T: From<Done> + Send + 'static> Queue<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-impl Desk {
-    fn new(store: Store, session: SessionId, device: DeviceName) -> Self {
-        Self {
-            lost_before: store.scrub_totals().lost,
-            store,
-            session,
-            device,
-            receiver: Receiver::new(),
-            writers: HashMap::new(),
-            runs: HashMap::new(),
-            opened_at: HashMap::new(),
+    /// Has a thread look at the queue, if none does and there is a reason.
+    fn work_on(self: &Arc<Self>, state: &mut State<T>) {
+        if state.stage == Stage::Idle && (state.stopped || !state.work.is_empty()) {
+            state.stage = Stage::Working;
+            let queue = Arc::clone(self);
+            let job = move || queue.run();
+            self.pool.jobs.spawn_blocking_on(job, &self.pool.runtime);
         }
     }
 
-    /// What to say of it, and whether to go on.
-    fn take(&mut self, work: Work) -> (Option<Done>, bool) {
-        let session = self.session;
-        match work {
-            Work::Reset => {
-                self.receiver.reset();
-                self.writers.clear();
-                self.opened_at.clear();
-                (None, true)
-            }
-            Work::CheckOwner if self.store.scrub_totals().lost != self.lost_before => {
-                tracing::info!(device = %self.device, "segments here were found damaged: the session begins anew, to ask for them again");
-                (Some(Done::Failed { session }), false)
-            }
-            Work::CheckOwner => (self.check_owner(), true),
-            Work::Message {
-                generation,
-                channel,
-                message,
-            } => {
-                let bytes = message.len();
-                match self.message(message) {
-                    Ok(answers) => {
-                        let taken = Done::Taken {
-                            session,
-                            generation,
-                            channel,
-                            bytes,
-                            answers,
-                        };
-                        (Some(taken), true)
-                    }
-                    Err(Fault::Edge(error)) => (Some(Done::Violation { session, error }), false),
-                    Err(Fault::Store(error)) => {
-                        if is_told(&self.store, &error) {
-                            return (Some(Done::Failed { session }), false);
-                        }
-                        tracing::error!(device = %self.device, %error, "failed to do what an edge asks");
-                        (Some(Done::Failed { session }), false)
-                    }
-                }
-            }
-        }
-    }
-
-    fn message(&mut self, message: Bytes) -> Result<Vec<ToEdge>, Fault> {
-        let Some(message) = ToHub::decode(message)? else {
-            tracing::debug!(device = %self.device, "a message of a later version");
-            return Ok(Vec::new());
+    fn run(self: Arc<Self>) {
+        let clerk = self.lock().clerk.take();
+        let mut at_work = AtWork {
+            queue: &self,
+            clerk,
         };
-        let Some(job) = self.receiver.handle_message(message)? else {
-            return Ok(Vec::new());
-        };
-        Ok(self
-            .carry_out(job)?
-            .map(|outcome| self.receiver.handle_outcome(outcome))
-            .unwrap_or_default())
-    }
-
-    fn carry_out(&mut self, job: Job) -> Result<Option<Outcome>, StoreError> {
-        Ok(Some(match job {
-            Job::Register { stream } => self.register(stream)?,
-            Job::Compare { stream, below } => Outcome::Compared {
-                settled: self.store.settled(&stream)?,
-                stream,
-                below,
-            },
-            Job::Announce {
-                stream,
-                runs,
-                segments,
-            } => self.announce(stream, &runs, segments)?,
-            Job::Start(start) => {
-                let (stream, number) = (start.stream.clone(), start.number);
-                self.writers.remove(&stream);
-                self.start_segment(&start)
-                    .unwrap_or_else(|error| self.failed("begin", stream, number, &error))
-            }
-            Job::Append {
-                stream,
-                number,
-                data,
-                part_end,
-            } => {
-                let appended = match self.writers.get_mut(&stream) {
-                    None => Ok(()),
-                    Some(writer) => writer.append(&data).and_then(|()| match part_end {
-                        Some(end) => writer.finish_part(end.duration, end.independent),
-                        None => Ok(()),
-                    }),
-                };
-                let Err(error) = appended else {
-                    return Ok(None);
-                };
-                self.writers.remove(&stream);
-                self.failed("write", stream, number, &error)
-            }
-            Job::Close { stream, info } => self.close_segment(stream, &info),
-            Job::Settle {
-                stream,
-                ranges,
-                reason,
-            } => {
-                for range in ranges {
-                    self.store.settle(&stream, range, reason)?;
-                }
-                return Ok(None);
-            }
-            Job::KeepOnly {
-                stream,
-                within,
-                held,
-            } => {
-                self.keep_only(&stream, &within, &held)?;
-                return Ok(None);
-            }
-            Job::End { stream, last } => {
-                self.store.end_stream(&stream, last)?;
-                tracing::info!(%stream, last = last.map(|last| last.0), "stream ended");
-                Outcome::Ended { stream, last }
-            }
-            Job::Restamp { stream, segments } => {
-                let changed = self.store.restamp(&stream, &segments)?;
-                if changed > 0 {
-                    tracing::info!(device = %self.device, %stream, segments = changed, "its clock was corrected: segments got other wall times");
-                }
-                let Some((last, _)) = segments.last() else {
-                    return Ok(None);
-                };
-                Outcome::Restamped {
-                    stream,
-                    last: *last,
-                }
-            }
-        }))
-    }
-
-    fn register(&mut self, stream: StreamName) -> Result<Outcome, StoreError> {
-        self.writers.remove(&stream);
-        match self.store.register_stream(&stream, Some(&self.device)) {
-            Ok(()) => {}
-            Err(error @ StoreError::OwnedByOther { .. }) => {
-                tracing::warn!(device = %self.device, %error, "stream refused");
-                return Ok(Outcome::StreamRefused {
-                    stream,
-                    reason: error.to_string(),
-                });
-            }
-            Err(error) => return Err(error),
-        }
-        let floor = self.store.floor(&stream)?;
-        self.opened_at.insert(stream.clone(), floor);
-        let partials = self.store.partials(&stream)?;
-        let partials = partials.into_iter().map(|(open, length, hash)| Partial {
-            number: open.number,
-            length,
-            hash,
-        });
-        Ok(Outcome::Registered {
-            settled: self.store.settled(&stream)?,
-            partials: partials.collect(),
-            stream,
-        })
-    }
-
-    fn announce(
-        &mut self,
-        stream: StreamName,
-        runs: &[RunInfo],
-        mut segments: Vec<SegmentInfo>,
-    ) -> Result<Outcome, StoreError> {
-        let mut other_run = None;
-        for run in runs {
-            match self.put_run(&stream, run) {
-                Ok(()) => {}
-                Err(StoreError::NumberUsed { .. }) => {
-                    let first = segments.iter().position(|info| info.run == run.run);
-                    other_run = first.into_iter().chain(other_run).min();
-                }
-                Err(error) => return Err(error),
+        while let Some(work) = at_work.next() {
+            let Some(clerk) = &mut at_work.clerk else {
+                return;
+            };
+            let (said, goes_on) = clerk.take(work);
+            let heard = said.is_none_or(|said| self.done.blocking_send(said.into()).is_ok());
+            if !goes_on || !heard {
+                return;
             }
         }
-        // The first segment of a run that is another one here; it and what follows it is not taken.
-        let of_other_run = other_run.and_then(|at| segments.get(at)).map(|i| i.number);
-        segments.truncate(other_run.unwrap_or(segments.len()));
-        let announced: Vec<_> = segments
-            .into_iter()
-            .map(|info| Announced { info })
-            .collect();
-        let found = match self.store.announce(&stream, &announced) {
-            Ok(found) => found,
-            Err(error @ StoreError::TooManyAnnounced { .. }) => {
-                tracing::warn!(device = %self.device, %error, "stream refused");
-                self.writers.remove(&stream);
-                return Ok(Outcome::StreamRefused {
-                    stream,
-                    reason: error.to_string(),
-                });
-            }
-            Err(error) => return Err(error),
-        };
-        let collides = found.collides.or(of_other_run);
-        if let Some(number) = collides {
-            tracing::warn!(device = %self.device, %stream, number = number.0, "a number is announced that is another segment's here: the device gives its own another one");
-        }
-        Ok(Outcome::Announced {
-            floor: self.store.floor(&stream)?,
-            stream,
-            stored: found.stored,
-            holes: found.holes,
-            collides,
-        })
-    }
-
-    /// What was known before this session opened the stream and the device has no more will never come.
-    fn keep_only(
-        &self,
-        stream: &StreamName,
-        within: &RangeInclusive<SegmentNumber>,
-        held: &RangeSet,
-    ) -> Result<(), StoreError> {
-        let Some(last) = self
-            .opened_at
-            .get(stream)
-            .and_then(|floor| floor.0.checked_sub(1))
-        else {
-            return Ok(());
-        };
-        let within = *within.start()..=SegmentNumber(last).min(*within.end());
-        let lost = self.store.keep_only(stream, &within, held)?;
-        if lost > 0 {
-            tracing::warn!(device = %self.device, %stream, lost, "the device does not have any more what it announced: those segments are lost");
-        }
-        Ok(())
-    }
-
-    fn put_run(&mut self, stream: &StreamName, run: &RunInfo) -> Result<(), StoreError> {
-        if self.runs.get(stream) != Some(run) {
-            self.store.put_run(stream, run)?;
-            self.runs.insert(stream.clone(), run.clone());
-        }
-        Ok(())
-    }
-
-    fn start_segment(&mut self, start: &SegmentStart) -> Result<Outcome, StoreError> {
-        let (stream, number) = (start.stream.clone(), start.number);
-        let writer = match self.store.resume_segment(&stream, number)? {
-            Some(partial) if start.offset > 0 && partial.bytes() == start.offset => partial,
-            partial => {
-                if let Some(partial) = partial {
-                    partial.discard()?;
-                }
-                if start.offset > 0 {
-                    return Ok(Outcome::Unusable { stream, number });
-                }
-                match self.put_run(&stream, &start.run) {
-                    Ok(()) => {}
-                    Err(StoreError::NumberUsed { .. }) => return self.number_used(stream, number),
-                    Err(error) => return Err(error),
-                }
-                let open = OpenSegment {
-                    number,
-                    run: start.run.run,
-                    wall_start: start.wall_start,
-                    media_start: start.media_start,
-                    independent: start.independent,
-                };
-                match self.store.open_segment(&stream, open) {
-                    Ok(writer) => writer,
-                    Err(StoreError::NumberUsed { .. }) => {
-                        return self.number_used(stream, number);
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-        };
-        self.writers.insert(stream, writer);
-        Ok(Outcome::Started)
-    }
-
-    /// A segment was begun whose number (or run) is used here.
-    fn number_used(
-        &self,
-        stream: StreamName,
-        number: SegmentNumber,
-    ) -> Result<Outcome, StoreError> {
-        if let Some(reason) = self.store.hole(&stream, number)? {
-            return Ok(Outcome::Hole {
-                stream,
-                number,
-                reason,
-            });
-        }
-        Ok(Outcome::NumberUsed {
-            floor: self.store.floor(&stream)?,
-            stream,
-            number,
-        })
-    }
-
-    fn close_segment(&mut self, stream: StreamName, info: &SegmentInfo) -> Outcome {
-        let number = info.number;
-        let Some(writer) = self.writers.remove(&stream) else {
-            return Outcome::Unusable { stream, number };
-        };
-        match writer.close(info.duration, Some((info.bytes, info.hash))) {
-            Ok(_) => Outcome::Stored { stream, number },
-            Err(error @ StoreError::Segment { .. }) => {
-                tracing::warn!(device = %self.device, %error, "segment not taken");
-                // The store counts: the second time it has settled the number itself.
-                match self.store.settled(&stream) {
-                    Ok(settled) if !settled.contains(number) => {
-                        Outcome::Unusable { stream, number }
-                    }
-                    Ok(_) => Outcome::Hole {
-                        stream,
-                        number,
-                        reason: HoleReason::Corrupt,
-                    },
-                    Err(error) => self.failed("look up", stream, number, &error),
-                }
-            }
-            Err(error) => self.failed("close", stream, number, &error),
-        }
-    }
-
-    fn failed(
-        &self,
-        what: &str,
-        stream: StreamName,
-        number: SegmentNumber,
-        error: &StoreError,
-    ) -> Outcome {
-        if is_told(&self.store, error) {
-            tracing::debug!(%stream, number = number.0, %error, "failed to {what} a segment");
-        } else {
-            tracing::error!(%stream, number = number.0, %error, "failed to {what} a segment");
-        }
-        Outcome::Failed { stream, number }
-    }
-
-    /// Streams that an operator gave to another device, or removed, are refused from now on.
-    fn check_owner(&mut self) -> Option<Done> {
-        let mine = self
-            .store
-            .streams_of(&self.device)
-            .inspect_err(|error| tracing::warn!(device = %self.device, %error, "failed to see which streams it has"))
-            .ok()?;
-        let lost: Vec<_> = self
-            .receiver
-            .streams()
-            .filter(|stream| !mine.contains(stream))
-            .cloned()
-            .collect();
-        let answers: Vec<_> = lost
-            .into_iter()
-            .map(|stream| {
-                tracing::warn!(device = %self.device, %stream, "the stream is not this device's any more");
-                self.writers.remove(&stream);
-                let reason = format!("stream {stream} was taken from device {}", self.device);
-                self.receiver.refuse(stream, reason)
-            })
-            .collect();
-        (!answers.is_empty()).then_some(Done::Refused {
-            session: self.session,
-            answers,
-        })
     }
 }
 
-/// Who is at fault for what a message led to.
-enum Fault {
-    Edge(ProtocolError),
-    Store(StoreError),
+/// A clerk that has a thread. Dropped with its clerk, the session's work has ended: stopped, failed, panicked.
+struct AtWork<'a, T: From<Done> + Send + 'static> {
+    queue: &'a Arc<Queue<T>>,
+    clerk: Option<Box<dyn Clerk>>,
 }
 
-impl From<ProtocolError> for Fault {
-    fn from(error: ProtocolError) -> Self {
-        Self::Edge(error)
+impl<T: From<Done> + Send + 'static> AtWork<'_, T> {
+    /// The next thing to do; none: the clerk goes to rest, or ends.
+    fn next(&mut self) -> Option<Work> {
+        let mut state = self.queue.lock();
+        if state.stopped {
+            return None;
+        }
+        let Some(work) = state.work.pop_front() else {
+            state.clerk = self.clerk.take();
+            state.stage = Stage::Idle;
+            return None;
+        };
+        state.bytes -= work.bytes();
+        if matches!(work, Work::CheckOwner) {
+            state.check_waits = false;
+        }
+        Some(work)
     }
 }
 
-impl From<StoreError> for Fault {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
+impl<T: From<Done> + Send + 'static> Drop for AtWork<'_, T> {
+    fn drop(&mut self) {
+        let Some(clerk) = self.clerk.take() else {
+            return;
+        };
+        if std::thread::panicking() {
+            tracing::error!(session = %self.queue.session, "the work of a session had panicked");
+            let failed = Done::Failed {
+                session: self.queue.session,
+            };
+            // Where there is no room, the session stands still until its edge gives it up.
+            let _ = self.queue.done.try_send(failed.into());
+        }
+        drop(clerk);
+        let next = {
+            let mut state = self.queue.lock();
+            state.stage = Stage::Ended;
+            state.work = VecDeque::new();
+            state.next.take()
+        };
+        if let Some(next) = next {
+            let mut state = next.lock();
+            state.stage = Stage::Idle;
+            next.work_on(&mut state);
+        }
     }
-}
-
-/// The disk is at fault: the store says so once, not with each segment.
-fn is_told(store: &Store, error: &StoreError) -> bool {
-    store.note_disk_fault(error);
-    error.disk_fault().is_some()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc as channel;
+
     use super::*;
+
+    /// Says that it has begun, then waits for leave.
+    struct Slow {
+        name: &'static str,
+        began: channel::Sender<&'static str>,
+        leave: channel::Receiver<()>,
+        dropped: channel::Sender<&'static str>,
+    }
+
+    impl Clerk for Slow {
+        fn take(&mut self, _: Work) -> (Option<Done>, bool) {
+            self.began.send(self.name).unwrap();
+            self.leave.recv().unwrap();
+            (None, true)
+        }
+    }
+
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            let _ = self.dropped.send(self.name);
+        }
+    }
+
+    struct Bench {
+        runtime: tokio::runtime::Runtime,
+        pool: Pool,
+        done: mpsc::Sender<Done>,
+        said: mpsc::Receiver<Done>,
+        began: (
+            channel::Sender<&'static str>,
+            channel::Receiver<&'static str>,
+        ),
+        dropped: (
+            channel::Sender<&'static str>,
+            channel::Receiver<&'static str>,
+        ),
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .max_blocking_threads(4)
+                .build()
+                .unwrap();
+            let pool = Pool::of(runtime.handle().clone());
+            let (done, said) = mpsc::channel(16);
+            Self {
+                runtime,
+                pool,
+                done,
+                said,
+                began: channel::channel(),
+                dropped: channel::channel(),
+            }
+        }
+
+        fn worker(
+            &self,
+            name: &'static str,
+            before: Option<&Worker<Done>>,
+        ) -> (Worker<Done>, channel::Sender<()>) {
+            let (leave, leaves) = channel::channel();
+            let clerk = Slow {
+                name,
+                began: self.began.0.clone(),
+                leave: leaves,
+                dropped: self.dropped.0.clone(),
+            };
+            let done = self.done.clone();
+            let worker = Worker::start(
+                &self.pool,
+                link_proto::sim::session_id(1),
+                Box::new(clerk),
+                before,
+                done,
+            );
+            (worker, leave)
+        }
+    }
+
+    #[test]
+    fn a_disk_that_hangs_for_one_holds_no_other_and_an_idle_one_has_no_thread() {
+        let bench = Bench::new();
+        let (hangs, leave) = bench.worker("hangs", None);
+        let (other, leave_other) = bench.worker("other", None);
+        assert!(bench.pool.jobs.is_empty(), "nothing to do yet");
+        hangs.give(Work::Reset).unwrap();
+        hangs.give(Work::Reset).unwrap();
+        assert_eq!(bench.began.1.recv(), Ok("hangs"));
+        other.give(Work::Reset).unwrap();
+        assert_eq!(bench.began.1.recv(), Ok("other"));
+        assert_eq!(bench.pool.jobs.len(), 2);
+        leave_other.send(()).unwrap();
+        leave.send(()).unwrap();
+        assert_eq!(bench.began.1.recv(), Ok("hangs"), "in its order");
+        leave.send(()).unwrap();
+        bench.pool.jobs.close();
+        bench.runtime.block_on(bench.pool.jobs.wait());
+        assert!(!hangs.has_ended() && !other.has_ended(), "both are at rest");
+    }
+
+    #[test]
+    fn a_devices_next_session_waits_until_the_last_has_let_go() {
+        let bench = Bench::new();
+        let (last, leave) = bench.worker("last", None);
+        last.give(Work::Reset).unwrap();
+        assert_eq!(bench.began.1.recv(), Ok("last"));
+        last.give(Work::Reset).unwrap();
+        last.stop();
+        let (next, leave_next) = bench.worker("next", Some(&last));
+        next.give(Work::Reset).unwrap();
+        assert!(!next.has_begun() && !last.has_ended());
+        leave.send(()).unwrap();
+        assert_eq!(bench.dropped.1.recv(), Ok("last"), "what waited is dropped");
+        assert_eq!(bench.began.1.recv(), Ok("next"));
+        assert!(last.has_ended() && next.has_begun());
+        leave_next.send(()).unwrap();
+        next.stop();
+        assert_eq!(bench.dropped.1.recv(), Ok("next"));
+        let (third, _leave) = bench.worker("third", Some(&last));
+        assert!(third.has_begun(), "nothing to wait for");
+    }
+
+    #[test]
+    fn a_panic_ends_its_own_session() {
+        let mut bench = Bench::new();
+        let (worker, leave) = bench.worker("panics", None);
+        drop(leave);
+        worker.give(Work::Reset).unwrap();
+        assert!(matches!(
+            bench.said.blocking_recv(),
+            Some(Done::Failed { .. })
+        ));
+        assert_eq!(bench.dropped.1.recv(), Ok("panics"));
+        assert_eq!(worker.give(Work::Reset), Ok(()));
+    }
 
     #[test]
     fn what_waits_for_a_hung_disk_has_an_end() {
-        let waiting = Waiting::default();
-        assert_eq!(waiting.enter(&Work::CheckOwner), Ok(true));
-        assert_eq!(waiting.enter(&Work::CheckOwner), Ok(false));
-        waiting.leave(&Work::CheckOwner);
-        assert_eq!(waiting.enter(&Work::CheckOwner), Ok(true));
-        waiting.leave(&Work::CheckOwner);
-        for _ in 0..MAX_WAITING {
-            assert_eq!(waiting.enter(&Work::Reset), Ok(true));
+        let bench = Bench::new();
+        let (hangs, leave) = bench.worker("hangs", None);
+        hangs.give(Work::Reset).unwrap();
+        assert_eq!(bench.began.1.recv(), Ok("hangs"));
+        hangs.give(Work::CheckOwner).unwrap();
+        hangs.give(Work::CheckOwner).unwrap();
+        assert_eq!(hangs.0.lock().work.len(), 1, "one look is enough");
+        for _ in 1..MAX_WAITING {
+            hangs.give(Work::Reset).unwrap();
         }
-        assert_eq!(waiting.enter(&Work::Reset), Err(Overrun));
+        assert_eq!(hangs.give(Work::Reset), Err(Overrun));
+        hangs.stop();
+        leave.send(()).unwrap();
 
-        let waiting = Waiting::default();
+        let (hangs, leave) = bench.worker("hangs", None);
+        hangs.give(Work::Reset).unwrap();
         let message = || Work::Message {
             generation: 0,
             channel: Channel::Bulk,
             message: Bytes::from(vec![0; MAX_WAITING_BYTES / 4]),
         };
         for _ in 0..4 {
-            assert_eq!(waiting.enter(&message()), Ok(true));
+            hangs.give(message()).unwrap();
         }
-        assert_eq!(waiting.enter(&message()), Err(Overrun));
+        assert_eq!(hangs.give(message()), Err(Overrun));
+        hangs.stop();
+        leave.send(()).unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -23,7 +24,9 @@ use crate::{
     Counters, LinkError,
     driver::Application,
     hello,
+    reach::{self, Reach},
     resolve::{ResolvePlan, resolve},
+    socket::SocketCounters,
     wall_now,
 };
 
@@ -35,6 +38,8 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// `Bye` is said within this, or not.
 const BYE_TIME: Duration = Duration::from_millis(500);
+/// While nothing comes back, it is looked this often why.
+const LOOK_INTERVAL: Duration = Duration::from_secs(300);
 
 pub(super) struct Uplink {
     config: UplinkConfig,
@@ -56,6 +61,10 @@ pub(super) struct Uplink {
     last_address: SocketAddr,
     /// Since when the hub is waited for, while it has not answered.
     unanswered_since: Option<Instant>,
+    /// Why nothing comes back: asked, and when to ask again.
+    reach: (mpsc::Sender<Reach>, mpsc::Receiver<Reach>),
+    look_at: Option<Instant>,
+    socket: Arc<SocketCounters>,
     status: watch::Sender<UplinkStatus>,
     state: LinkState,
     /// The state that the last welcome gave.
@@ -102,6 +111,7 @@ pub(super) enum Input {
     Answer(Answer),
     Changed,
     Resolved(std::io::Result<SocketAddr>),
+    Looked(Reach),
     Shutdown,
     DiskGone,
 }
@@ -114,8 +124,9 @@ impl Uplink {
         status: watch::Sender<UplinkStatus>,
         shutdown: CancellationToken,
         on_hub_time: HubTimeTaker,
-        now: Instant,
+        socket: Arc<SocketCounters>,
     ) -> Result<Self, LinkError> {
+        let now = Instant::now();
         let disk =
             disk::start(store.clone()).map_err(LinkError::io("failed to start the disk thread"))?;
         let mut plan = ResolvePlan::default();
@@ -137,6 +148,9 @@ impl Uplink {
             resolving: false,
             last_address: hub,
             unanswered_since: Some(now),
+            reach: mpsc::channel(1),
+            look_at: None,
+            socket,
             status,
             state: LinkState::Connecting,
             welcomed: None,
@@ -260,9 +274,16 @@ impl Uplink {
     }
 
     fn lost(&mut self, now: Instant) {
-        self.unanswered_since.get_or_insert(now);
+        self.wait_for_answer(now);
         if matches!(self.state, LinkState::Connected { .. }) {
             self.set_state(now, LinkState::Connecting);
+        }
+    }
+
+    fn wait_for_answer(&mut self, now: Instant) {
+        if self.unanswered_since.is_none() {
+            self.unanswered_since = Some(now);
+            self.look_at = None;
         }
     }
 
@@ -296,6 +317,34 @@ impl Uplink {
             // Nobody listens any more where the uplink has ended.
             let _ = answer.send(resolve(&address, Some(like)).await).await;
         });
+    }
+
+    /// Nothing has come back for so long: looks why, and again now and then.
+    fn look_why(&mut self, now: Instant) {
+        if self.unreachable_at().is_none_or(|at| at > now)
+            || self.look_at.is_some_and(|at| at > now)
+        {
+            return;
+        }
+        self.look_at = Some(now + LOOK_INTERVAL);
+        let (address, answer) = (self.config.hub_address.clone(), self.reach.0.clone());
+        tokio::spawn(async move {
+            // Nobody listens any more where the uplink has ended.
+            let _ = answer.send(reach::look(&address).await).await;
+        });
+    }
+
+    /// It answered, or was not waited for, while it was looked why it did not: then there is nothing to say.
+    fn on_looked(&mut self, now: Instant, reach: Reach) {
+        if self.unreachable_at().is_none_or(|at| at > now) {
+            return;
+        }
+        let why = LinkError::NoAnswer {
+            address: self.config.hub_address.clone(),
+            reach,
+        };
+        let why = why.to_string();
+        self.set_state(now, LinkState::Unreachable { why });
     }
 
     /// Gives the disk thread what it has room for.
@@ -377,7 +426,7 @@ impl Uplink {
                 segments_shipped: progress.segments_shipped,
                 segments_stored: progress.segments_stored,
                 new_bytes_sent: progress.new_bytes_sent,
-                ..Counters::of(endpoint.counters())
+                ..Counters::of(endpoint.counters(), &self.socket)
             },
         };
         self.status.send_if_modified(|shown| {
@@ -406,13 +455,16 @@ impl Uplink {
         }
     }
 
+    /// When the hub counts as unreachable, while it is waited for.
     fn unreachable_at(&self) -> Option<Instant> {
-        let waits = matches!(
-            self.state,
-            LinkState::Connecting | LinkState::Refused { .. }
-        );
-        let since = self.unanswered_since.filter(|_| waits)?;
+        let connected = matches!(self.state, LinkState::Connected { .. });
+        let since = self.unanswered_since.filter(|_| !connected)?;
         Some(since + self.config.answer_timeout)
+    }
+
+    fn look_why_at(&self) -> Option<Instant> {
+        let at = self.unreachable_at()?;
+        Some(self.look_at.map_or(at, |look_at| look_at.max(at)))
     }
 }
 
@@ -432,6 +484,7 @@ impl Application<EdgeEndpoint> for Uplink {
             () = self.shutdown.cancelled(), if self.ending.is_none() => Some(Input::Shutdown),
             answer = self.disk.answers.recv() => Some(answer.map_or(Input::DiskGone, Input::Answer)),
             Some(address) = self.resolved.1.recv() => Some(Input::Resolved(address)),
+            Some(reach) = self.reach.1.recv() => Some(Input::Looked(reach)),
             // The store's end of it lives as long as the disk thread.
             Ok(()) = self.changes.changed() => Some(Input::Changed),
         }
@@ -480,6 +533,7 @@ impl Application<EdgeEndpoint> for Uplink {
                     }
                 }
             }
+            Input::Looked(reach) => self.on_looked(now, reach),
             Input::Shutdown => {
                 let until = now + LAST_WORDS;
                 self.ending = Some(Ending::LastWords { until });
@@ -523,7 +577,7 @@ impl Application<EdgeEndpoint> for Uplink {
                 }
             }
             Event::Unanswered { attempts } => {
-                self.unanswered_since.get_or_insert(now);
+                self.wait_for_answer(now);
                 self.resolve_again(now, attempts);
             }
             Event::Closed { reason, .. } => {
@@ -556,13 +610,7 @@ impl Application<EdgeEndpoint> for Uplink {
         if self.sender.poll_timeout().is_some_and(|at| at <= now) {
             self.sender.handle_timeout(now);
         }
-        if self.unreachable_at().is_some_and(|at| at <= now) {
-            let why = LinkError::NoAnswer {
-                address: self.config.hub_address.clone(),
-            };
-            let why = why.to_string();
-            self.set_state(now, LinkState::Unreachable { why });
-        }
+        self.look_why(now);
         self.hand_out_work(now);
         self.send(now, endpoint);
         // What was sent makes room for reading ahead.
@@ -575,7 +623,7 @@ impl Application<EdgeEndpoint> for Uplink {
         let scan = self.scan.wanted.then_some(self.scan.not_before);
         [
             self.sender.poll_timeout(),
-            self.unreachable_at(),
+            self.look_why_at(),
             scan,
             Some(self.status_at),
             self.ending.map(Ending::until),

@@ -122,7 +122,16 @@ pub async fn run_with_clock(
     };
     let now = Instant::now();
     let mut endpoint = EdgeEndpoint::new(edge, now, random_bytes());
-    let mut app = Uplink::new(config, resolved, &store, status, shutdown, on_hub_time, now)?;
+    let counters = socket.counters().clone();
+    let mut app = Uplink::new(
+        config,
+        resolved,
+        &store,
+        status,
+        shutdown,
+        on_hub_time,
+        counters,
+    )?;
     driver::drive(&mut endpoint, &mut app, &socket)
         .await
         .map_err(LinkError::io("failed to read the UDP socket"))?;

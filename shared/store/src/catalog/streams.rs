@@ -1,5 +1,7 @@
 //! Rows of streams and runs.
 
+use std::collections::BTreeMap;
+
 use model::{DeviceName, MediaTime, RunInfo, SegmentInfo, SegmentNumber, StreamName, WallTime};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -24,22 +26,12 @@ const COLUMNS: &str =
     "id, name, title, owner, told_to_end, ending, ended_on_hub, stretch_first, floor";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<StreamRow> {
-    let bad = |column: usize, error: model::NameError| {
-        rusqlite::Error::FromSqlConversionFailure(
-            column,
-            rusqlite::types::Type::Text,
-            Box::new(error),
-        )
-    };
     let owner: Option<String> = row.get(3)?;
     Ok(StreamRow {
         id: row.get(0)?,
-        name: row.get::<_, String>(1)?.parse().map_err(|e| bad(1, e))?,
+        name: parsed(row, 1)?,
         title: row.get(2)?,
-        owner: owner
-            .map(|o| o.parse())
-            .transpose()
-            .map_err(|e| bad(3, e))?,
+        owner: owner.map(|_| parsed(row, 3)).transpose()?,
         told_to_end: row.get(4)?,
         ending: row.get::<_, Option<i64>>(5)?.map(segments::number),
         ended_on_hub: row.get(6)?,
@@ -63,6 +55,33 @@ pub(crate) fn all(c: &Connection) -> rusqlite::Result<Vec<StreamRow>> {
     c.prepare_cached(&format!("SELECT {COLUMNS} FROM stream ORDER BY name"))?
         .query_map([], from_row)?
         .collect()
+}
+
+/// The names of a device's streams, ascending.
+pub(crate) fn names_of(c: &Connection, owner: &DeviceName) -> rusqlite::Result<Vec<StreamName>> {
+    c.prepare_cached("SELECT name FROM stream WHERE owner = ?1 ORDER BY name")?
+        .query_map([owner.as_str()], |row| parsed(row, 0))?
+        .collect()
+}
+
+pub(crate) fn owners(c: &Connection) -> rusqlite::Result<BTreeMap<StreamName, DeviceName>> {
+    c.prepare_cached("SELECT name, owner FROM stream WHERE owner IS NOT NULL")?
+        .query_map([], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))?
+        .collect()
+}
+
+/// A name in a column of text.
+fn parsed<N: std::str::FromStr<Err = model::NameError>>(
+    row: &Row<'_>,
+    column: usize,
+) -> rusqlite::Result<N> {
+    row.get::<_, String>(column)?.parse().map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(
+            column,
+            rusqlite::types::Type::Text,
+            Box::new(error),
+        )
+    })
 }
 
 /// Creates the stream, or gives an unowned one its first owner. An owned one stays.

@@ -69,7 +69,9 @@ fn enrolling_again_replaces_the_key_and_keeps_the_streams() {
     );
     assert!(store.set_device_enabled(&name, false).unwrap());
     assert!(!store.devices().unwrap()[0].enabled);
-    store.seen(&name, "192.0.2.1:9", later(5)).unwrap();
+    store
+        .seen(&[(name.clone(), "192.0.2.1:9".to_owned())], later(5))
+        .unwrap();
     let device = &store.devices().unwrap()[0];
     assert_eq!(device.last_seen, Some(later(5)));
     assert!(store.remove_device(&name).unwrap());
