@@ -200,12 +200,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 
 /// Hashes a file's bytes from the start; returns the hasher, so that more can follow, and the length.
 pub(crate) fn hash_file(path: &Path) -> Result<(blake3::Hasher, u64)> {
-    hash_start_of(path, u64::MAX)
-}
-
-/// The same for its first bytes, fewer where it ends before.
-pub(crate) fn hash_start_of(path: &Path, bytes: u64) -> Result<(blake3::Hasher, u64)> {
-    let mut file = File::open(path).at(path)?.take(bytes);
+    let mut file = File::open(path).at(path)?;
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; HASH_CHUNK_BYTES];
     let mut bytes = 0;

@@ -35,7 +35,6 @@ impl Store {
     /// Hub: segments the edge has and will ship, in ascending order. Those whose numbers are used here are
     /// compared; the rest is waited for. At most [`MAX_ANNOUNCED_ROWS`] are waited for at once.
     pub fn announce(&self, stream: &StreamName, announced: &[Announced]) -> Result<Comparison> {
-        let longer_here = self.longer_here(stream, announced)?;
         self.inner().catalog.write(|c| {
             let row = streams::get(c, stream)?;
             let waiting = segments::count_not_here(c, row.id, MAX_ANNOUNCED_ROWS)?;
@@ -47,7 +46,7 @@ impl Store {
                 match &known {
                     Some(known) if known.state == State::Here => {
                         let same = (known.info.bytes, known.info.hash) == (info.bytes, info.hash);
-                        if same || longer_here.contains(&number) {
+                        if same {
                             found.stored.push(number);
                         } else {
                             found.collides = found.collides.or(Some(number));
@@ -75,32 +74,6 @@ impl Store {
             }
             Ok(found)
         })
-    }
-
-    /// Of segments announced those that are here with all their bytes and more: an edge that was killed has
-    /// of the segment it was cutting what its disk had, and the hub all that was shipped from memory.
-    fn longer_here(
-        &self,
-        stream: &StreamName,
-        announced: &[Announced],
-    ) -> Result<Vec<SegmentNumber>> {
-        let mut longer = Vec::new();
-        for Announced { info } in announced {
-            let here = self.segment(stream, info.number)?;
-            let begins_like = |here: &SegmentInfo| {
-                let begin = |info: &SegmentInfo| (info.run, info.media_start);
-                begin(here) == begin(info) && here.bytes > info.bytes && info.bytes > 0
-            };
-            if !here.as_ref().is_some_and(begins_like) {
-                continue;
-            }
-            let path = self.inner().layout.segment(stream, info.number);
-            let (hasher, bytes) = files::hash_start_of(&path, info.bytes)?;
-            if bytes == info.bytes && files::hash_of(&hasher) == info.hash {
-                longer.push(info.number);
-            }
-        }
-        Ok(longer)
     }
 
     /// Hub: of what was announced or begun within some numbers the edge has only `held` still: the rest is

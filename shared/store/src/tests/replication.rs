@@ -50,36 +50,6 @@ fn settled_is_what_is_here_or_never_will_be() {
 }
 
 #[test]
-fn what_an_edge_kept_less_of_than_the_hub_is_stored() {
-    let site = Site::hub();
-    put(site.store(), 1, 1);
-    let bytes = bytes_of(1);
-    let whole = site.store().segment(&gate(), n(1)).unwrap().unwrap();
-    let cut_at = |bytes: &[u8]| SegmentInfo {
-        bytes: bytes.len() as u64,
-        hash: SegmentHash::of(bytes),
-        duration: MediaDuration(1),
-        ..whole
-    };
-    let announce = |info: SegmentInfo| {
-        let found = site.store().announce(&gate(), &[Announced { info }]);
-        let found = found.unwrap();
-        (found.stored, found.collides)
-    };
-    assert_eq!(announce(cut_at(&bytes[..188])), (vec![n(1)], None));
-    // Other bytes, a later begin, more than is here: another segment.
-    assert_eq!(announce(cut_at(&bytes[1..189])), (vec![], Some(n(1))));
-    let later = SegmentInfo {
-        media_start: model::MediaTime(whole.media_start.0 + 1),
-        ..cut_at(&bytes[..188])
-    };
-    assert_eq!(announce(later), (vec![], Some(n(1))));
-    let more = [&bytes[..], &[0]].concat();
-    assert_eq!(announce(cut_at(&more)), (vec![], Some(n(1))));
-    assert_eq!(site.store().segment(&gate(), n(1)).unwrap(), Some(whole));
-}
-
-#[test]
 fn a_new_hole_takes_nothing_of_an_older_one() {
     let site = Site::hub();
     let (evicted, corrupt) = (HoleReason::Evicted, HoleReason::Corrupt);
