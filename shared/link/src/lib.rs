@@ -4,6 +4,8 @@
 //! when is decided in `link-proto`. Each end is a loop (`driver`) that never waits for a disk: an edge's
 //! store is read by one thread, at the hub each session has one of its own that writes.
 
+#[cfg(feature = "bare")]
+pub mod bare;
 pub mod downlink;
 mod driver;
 pub mod enrol;
