@@ -97,44 +97,21 @@ impl Net {
         Ok(())
     }
 
-    /// The edge gets another address and loses the one it had.
+    /// The edge loses its address and gets another.
     pub fn move_edge(&self) -> Result<()> {
-        let [old, new] = EDGE_ADDRESSES;
-        ip(&["-n", EDGE, "address", "add", new, "dev", "eth"])?;
-        // With its last address a device loses its routes.
-        ip(&["-n", EDGE, "address", "del", old, "dev", "eth"])?;
-        ip(&[
-            "-n",
-            EDGE,
-            "route",
-            "replace",
-            "default",
-            "via",
-            "10.78.1.1",
-        ])
+        self.address(EDGE_ADDRESSES[1])
     }
 
     /// The address of the start, for the next cell.
     pub fn move_back(&self) -> Result<()> {
+        self.address(EDGE_ADDRESSES[0])
+    }
+
+    fn address(&self, new: &str) -> Result<()> {
+        // With its last address a device loses its routes.
         ip(&["-n", EDGE, "address", "flush", "dev", "eth"])?;
-        ip(&[
-            "-n",
-            EDGE,
-            "address",
-            "add",
-            EDGE_ADDRESSES[0],
-            "dev",
-            "eth",
-        ])?;
-        ip(&[
-            "-n",
-            EDGE,
-            "route",
-            "replace",
-            "default",
-            "via",
-            "10.78.1.1",
-        ])
+        ip(&["-n", EDGE, "address", "add", new, "dev", "eth"])?;
+        ip(&["-n", EDGE, "route", "add", "default", "via", "10.78.1.1"])
     }
 
     /// What an end's device has sent since it was made.
