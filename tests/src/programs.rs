@@ -94,9 +94,9 @@ impl Hub {
         Self::start_as(dir, &dir.join("log"), "", &[], clock)
     }
 
-    /// The same with its link port at another address than loopback.
-    pub fn start_at(dir: &Path, host: IpAddr) -> Result<Self> {
-        let mut hub = Self::prepared(dir, &dir.join("log"), "", &[], None)?;
+    /// The same with more flags, its link port at another address than loopback.
+    pub fn start_at(host: IpAddr, dir: &Path, args: &[&str]) -> Result<Self> {
+        let mut hub = Self::prepared(dir, &dir.join("log"), "", args, None)?;
         hub.link.set_ip(host);
         hub.up()?;
         Ok(hub)

@@ -1,6 +1,6 @@
 //! `scripts/bench link`'s program: one row of its table, over one emulated line, as one line of JSON.
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
 use bench_link::{
@@ -125,10 +125,24 @@ impl LineArgs {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(report) => {
+            println!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            // One line: it stands in the table where the row would.
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<String> {
     let cli = Cli::parse();
     let line = cli.line.lay()?;
-    let report = match cli.what {
+    Ok(match cli.what {
         What::Carry {
             row,
             seconds,
@@ -145,7 +159,5 @@ fn main() -> Result<()> {
         What::Share { flows, seconds } => {
             serde_json::to_string(&share::share(line, &flows, seconds)?)?
         }
-    };
-    println!("{report}");
-    Ok(())
+    })
 }

@@ -28,6 +28,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 const STREAM: &str = "cam";
 
+/// The temporary folder may lie in memory, with less room than the programs' usual reserve.
+const RESERVE: [&str; 2] = ["--reserve-bytes", "1MB"];
+
 /// What the line does to packets, each way, and what happens to it in mid-stream.
 #[derive(Debug, Clone, PartialEq, Default, Args)]
 pub struct Cell {
@@ -188,7 +191,7 @@ impl Cell {
     /// failed.
     pub fn run(&self, net: &Net, clip: &Path, seconds: u32) -> Result<Row> {
         let dir = tempfile::tempdir()?;
-        let hub = Hub::start_at(&dir.path().join("hub"), net::HUB_ADDRESS.into())?;
+        let hub = Hub::start_at(net::HUB_ADDRESS.into(), &dir.path().join("hub"), &RESERVE)?;
         let edge = Edge::enrol_in(net::EDGE, &dir.path().join("edge"), &hub, "pole-7")?;
         net.shape(self)?;
         let before = net.sent(net::EDGE)?;
@@ -204,7 +207,7 @@ impl Cell {
             "10m",
             clip,
         ];
-        let push = edge.push(&args, Stdio::null())?;
+        let push = edge.push(&[&args[..], &RESERVE].concat(), Stdio::null())?;
         let watch = Watch::begin(&edge, &hub);
         let ended = self
             .disturb(net, seconds)
