@@ -197,3 +197,74 @@ impl<E: Endpoint, F: FnMut(Channel, Bytes) + Send> driver::Application<E> for Ap
         self.end.is_some_and(|end| Instant::now() >= end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Messages on each of two channels; more than their budgets and the mpsc channel hold at once.
+    const MESSAGES: u32 = 300;
+
+    fn message(number: u32) -> Bytes {
+        let mut bytes = number.to_be_bytes().to_vec();
+        bytes.resize(10_000, number as u8);
+        bytes.into()
+    }
+
+    #[test]
+    fn messages_come_whole_and_in_their_channels_order() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let (key, edge_key) = (KeyPair::generate(), KeyPair::generate());
+        let hub_key = key.public;
+        let stop = CancellationToken::new();
+        let mut got = Vec::new();
+        let edge_stats = runtime.block_on(async {
+            let (give, outgoing) = mpsc::channel(8);
+            let (_silent, nothing) = mpsc::channel(1);
+            let camera = async move {
+                for number in 0..MESSAGES {
+                    for channel in [Channel::Live, Channel::Bulk] {
+                        give.send((channel, message(number))).await.unwrap();
+                    }
+                }
+            };
+            let all = stop.clone();
+            let at_hub = Bare {
+                outgoing: nothing,
+                deliver: |channel, message| {
+                    got.push((channel, message));
+                    if got.len() == 2 * MESSAGES as usize {
+                        all.cancel();
+                    }
+                },
+                stop: stop.clone(),
+            };
+            let at_edge = Bare {
+                outgoing,
+                deliver: |_, _| {},
+                stop: stop.clone(),
+            };
+            let (hub, edge, ()) = tokio::join!(
+                hub(address, &key, at_hub),
+                edge(address, hub_key, &edge_key, at_edge),
+                camera,
+            );
+            hub.unwrap();
+            edge.unwrap().unwrap()
+        });
+        assert_eq!(edge_stats.messages_sent, u64::from(2 * MESSAGES));
+        for channel in [Channel::Live, Channel::Bulk] {
+            let here = got.iter().filter(|(on, _)| *on == channel);
+            assert!(
+                here.map(|(_, bytes)| bytes)
+                    .eq(&(0..MESSAGES).map(message).collect::<Vec<_>>())
+            );
+        }
+    }
+}
