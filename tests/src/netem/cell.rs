@@ -22,11 +22,18 @@ use crate::{Edge, Hub, Push, assert_all_at_hub, numbers};
 /// Nothing here takes longer than the video and this, however bad the line is.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// A cell that takes so much longer than its video has stood still somewhere: the logs are printed, though
+/// everything arrived.
+const SLOW: Duration = Duration::from_secs(60);
+
 /// How often lists are looked at: the grain of what is measured. In user-mode Linux a look costs milliseconds
 /// of the only processor.
 const LOOK: Duration = Duration::from_millis(50);
 
 const STREAM: &str = "cam";
+
+/// What `scripts/netem` makes its clips of.
+const VIDEO_MBPS: f64 = 4.0;
 
 /// The temporary folder may lie in memory, with less room than the programs' usual reserve.
 const RESERVE: [&str; 2] = ["--reserve-bytes", "1MB"];
@@ -208,6 +215,7 @@ impl Cell {
             clip,
         ];
         let push = edge.push(&[&args[..], &RESERVE].concat(), Stdio::null())?;
+        let log = push.log_path();
         let watch = Watch::begin(&edge, &hub);
         let ended = self
             .disturb(net, seconds)
@@ -217,6 +225,14 @@ impl Cell {
         let after = net.sent(net::EDGE)?;
         net.move_back()?;
         ended.with_context(|| format!("hub's log:\n{}", hub.log()))?;
+        let expected = Duration::from_secs(u64::from(seconds) * self.stretch());
+        if took > expected + SLOW {
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            eprintln!(
+                "{self} took {took:?}; edge's log:\n{log}\nhub's log:\n{}",
+                hub.log()
+            );
+        }
         let segments = assert_all_at_hub(&edge, &hub, STREAM)?;
         // A clip is cut every two seconds.
         ensure!(
@@ -233,6 +249,15 @@ impl Cell {
             },
             took,
         })
+    }
+
+    /// How many times as long as the video it takes at least: a line of half its rate takes twice as long.
+    fn stretch(&self) -> u64 {
+        if self.rate > 0.0 {
+            (VIDEO_MBPS / self.rate).ceil().max(1.0) as u64
+        } else {
+            1
+        }
     }
 
     /// What happens in mid-stream.
