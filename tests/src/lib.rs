@@ -13,6 +13,7 @@ mod flood;
 mod http;
 mod line;
 mod list_rules;
+pub mod netem;
 mod player;
 pub mod power;
 mod programs;

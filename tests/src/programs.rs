@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -13,14 +13,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{clock::FakeClock, http};
 
-/// The path of a program of this workspace, built beside this test.
+/// The path of a program of this workspace, built beside this program or test.
 pub fn program(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
-    let path = exe
-        .parent()
-        .and_then(Path::parent)
-        .map(|dir| dir.join(name))
-        .unwrap_or_default();
+    let folder = exe.parent().unwrap_or(&exe);
+    // Tests lie one folder deeper.
+    let is_test = folder.file_name().is_some_and(|name| name == "deps");
+    let folder = folder.parent().filter(|_| is_test).unwrap_or(folder);
+    let path = folder.join(name);
     assert!(
         path.exists(),
         "{} is not built: run cargo build --workspace first",
@@ -60,7 +60,7 @@ pub struct Hub {
     dir: PathBuf,
     config: PathBuf,
     log: PathBuf,
-    link: u16,
+    link: SocketAddr,
     http: u16,
     admin: u16,
     clock: Option<FakeClock>,
@@ -94,7 +94,27 @@ impl Hub {
         Self::start_as(dir, &dir.join("log"), "", &[], clock)
     }
 
+    /// The same with more flags, its link port at another address than loopback.
+    pub fn start_at(host: IpAddr, dir: &Path, args: &[&str]) -> Result<Self> {
+        let mut hub = Self::prepared(dir, &dir.join("log"), "", args, None)?;
+        hub.link.set_ip(host);
+        hub.up()?;
+        Ok(hub)
+    }
+
     fn start_as(
+        dir: &Path,
+        log: &Path,
+        config: &str,
+        args: &[&str],
+        clock: Option<&FakeClock>,
+    ) -> Result<Self> {
+        let mut hub = Self::prepared(dir, log, config, args, clock)?;
+        hub.up()?;
+        Ok(hub)
+    }
+
+    fn prepared(
         dir: &Path,
         log: &Path,
         config: &str,
@@ -104,19 +124,17 @@ impl Hub {
         fs::create_dir_all(dir)?;
         let file = dir.with_extension("toml");
         fs::write(&file, config)?;
-        let mut hub = Self {
+        Ok(Self {
             dir: dir.to_owned(),
             config: file,
             log: log.to_owned(),
-            link: free_port()?,
+            link: (Ipv4Addr::LOCALHOST, free_port()?).into(),
             http: free_port()?,
             admin: free_port()?,
             clock: clock.cloned(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             child: None,
-        };
-        hub.up()?;
-        Ok(hub)
+        })
     }
 
     /// From the next `up` on it is a hub in another directory, at the same ports.
@@ -156,7 +174,7 @@ impl Hub {
             .args(["--config", &self.config.display().to_string()])
             .arg("--data-dir")
             .arg(&self.dir)
-            .args(["--link", &format!("127.0.0.1:{}", self.link)])
+            .args(["--link", &self.link.to_string()])
             .args(["--http", &format!("127.0.0.1:{}", self.http)])
             .args(["--admin", &format!("127.0.0.1:{}", self.admin)])
             .args(&self.args)
@@ -205,7 +223,7 @@ impl Hub {
     }
 
     pub fn link_address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.link))
+        self.link
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -256,6 +274,7 @@ pub struct Edge {
     clock: Option<FakeClock>,
     log: PathBuf,
     env: Vec<(String, String)>,
+    namespace: Option<String>,
 }
 
 impl Edge {
@@ -267,10 +286,23 @@ impl Edge {
     /// Enrols over another address than the hub's own, such as a [`crate::Line`]'s.
     pub fn enrol_over(dir: &Path, hub: &Hub, name: &str, address: SocketAddr) -> Result<Self> {
         let edge = Self::unknown(dir);
-        let url = hub.enrolment(name, address)?;
-        let out = edge.command(&["enroll", &url])?;
-        ensure!(out.0.success(), "enroll: {}\n{}", out.1, hub.log());
+        edge.enroll(hub, name, address)?;
         Ok(edge)
+    }
+
+    /// Enrols from a network namespace, and lives there.
+    pub fn enrol_in(namespace: &str, dir: &Path, hub: &Hub, name: &str) -> Result<Self> {
+        let mut edge = Self::unknown(dir);
+        edge.namespace = Some(namespace.to_owned());
+        edge.enroll(hub, name, hub.link_address())?;
+        Ok(edge)
+    }
+
+    fn enroll(&self, hub: &Hub, name: &str, address: SocketAddr) -> Result<()> {
+        let url = hub.enrolment(name, address)?;
+        let out = self.command(&["enroll", &url])?;
+        ensure!(out.0.success(), "enroll: {}\n{}", out.1, hub.log());
+        Ok(())
     }
 
     /// A directory that was never enrolled.
@@ -280,7 +312,19 @@ impl Edge {
             clock: None,
             log: dir.join("log"),
             env: Vec::new(),
+            namespace: None,
         }
+    }
+
+    /// The program, without arguments yet.
+    fn program(&self) -> Command {
+        let program = program("edge-node");
+        let Some(namespace) = &self.namespace else {
+            return Command::new(program);
+        };
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(program);
+        command
     }
 
     /// What is pushed from now on goes by this wall clock.
@@ -304,7 +348,8 @@ impl Edge {
 
     /// Runs `edge-node ARGS --data-dir DIR` to its end: status and all that it printed.
     pub fn command(&self, args: &[&str]) -> Result<(ExitStatus, String)> {
-        let out = Command::new(program("edge-node"))
+        let out = self
+            .program()
             .args(args.iter().take(1))
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("--data-dir")
@@ -335,7 +380,7 @@ impl Edge {
     fn spawn(&self, command: &str, args: &[&str], stdin: Stdio) -> Result<Push> {
         fs::create_dir_all(&self.dir)?;
         let log = append(&self.log)?;
-        let mut edge = Command::new(program("edge-node"));
+        let mut edge = self.program();
         edge.arg(command)
             .arg("--data-dir")
             .arg(&self.dir)

@@ -4,6 +4,8 @@
 //! when is decided in `link-proto`. Each end is a loop (`driver`) that never waits for a disk: an edge's
 //! store is read by one thread, the hub's is written by as many as have something to write.
 
+#[cfg(feature = "bare")]
+pub mod bare;
 pub mod downlink;
 mod driver;
 mod drops;
