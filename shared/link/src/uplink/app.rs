@@ -314,7 +314,11 @@ impl Uplink {
             };
         }
         loop {
-            let Some(command) = self.waiting.take().or_else(|| self.sender.poll_command()) else {
+            let Some(command) = self
+                .waiting
+                .take()
+                .or_else(|| self.sender.poll_command(now))
+            else {
                 return;
             };
             if let Err(mpsc::error::TrySendError::Full(Work::Do(command))) =
@@ -332,7 +336,7 @@ impl Uplink {
         };
         for channel in Channel::ALL {
             while endpoint.send_budget(session, channel) > 0 {
-                let Some(message) = self.sender.poll_message(channel) else {
+                let Some(message) = self.sender.poll_message(now, channel) else {
                     break;
                 };
                 if let Err(error) = endpoint.send(now, session, channel, message.encode()) {
