@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    HubTime, HubTimeTaker, LinkState, UplinkConfig, UplinkStatus,
+    HubTime, HubTimeTaker, LinkState, Orders, UplinkConfig, UplinkStatus,
     disk::{self, Answer, Disk, Work},
 };
 use crate::{
@@ -45,6 +45,9 @@ pub(super) struct Uplink {
     waiting: Option<Command>,
     scan: Scan,
     changes: watch::Receiver<u64>,
+    orders: watch::Receiver<Orders>,
+    /// They have changed.
+    ordered: bool,
     /// Messages dealt with whose credit is given once the disk thread keeps up.
     owed: Vec<(Channel, usize)>,
     plan: ResolvePlan,
@@ -101,6 +104,7 @@ struct Scan {
 pub(super) enum Input {
     Answer(Answer),
     Changed,
+    Ordered,
     Resolved(std::io::Result<SocketAddr>),
     Shutdown,
     DiskGone,
@@ -118,6 +122,7 @@ impl Uplink {
     ) -> Result<Self, LinkError> {
         let disk =
             disk::start(store.clone()).map_err(LinkError::io("failed to start the disk thread"))?;
+        let orders = config.orders.clone();
         let mut plan = ResolvePlan::default();
         plan.due(now, 0);
         Ok(Self {
@@ -131,6 +136,8 @@ impl Uplink {
                 not_before: now,
             },
             changes: store.changes(),
+            orders,
+            ordered: true,
             owed: Vec::new(),
             plan,
             resolved: mpsc::channel(1),
@@ -330,10 +337,28 @@ impl Uplink {
         }
     }
 
+    /// Takes new orders over.
+    fn obey(&mut self, now: Instant, endpoint: &mut EdgeEndpoint) {
+        if std::mem::take(&mut self.ordered) {
+            let orders = self.orders.borrow_and_update().clone();
+            endpoint.set_max_rate(now, orders.max_rate_bps);
+            self.sender.set_policy(orders.policy);
+        }
+    }
+
     fn send(&mut self, now: Instant, endpoint: &mut EdgeEndpoint) {
         let Phase::Up(session) = self.phase else {
             return;
         };
+        let under_way = || {
+            let stats = endpoint.stats(session).unwrap_or_default();
+            (stats.outstanding_bytes, stats.rate_bps)
+        };
+        if self.sender.wants_renewal(now, under_way) {
+            tracing::info!("the line has become too slow for what is under way: live begins anew");
+            endpoint.renew_channels(now);
+            return;
+        }
         for channel in Channel::ALL {
             while endpoint.send_budget(session, channel) > 0 {
                 let Some(message) = self.sender.poll_message(now, channel) else {
@@ -383,6 +408,8 @@ impl Uplink {
                 new_bytes_sent: progress.new_bytes_sent,
                 ..Counters::of(endpoint.counters())
             },
+            progress,
+            held_back: self.orders.borrow().held_back.clone(),
         };
         self.status.send_if_modified(|shown| {
             let changed = *shown != status;
@@ -438,6 +465,7 @@ impl Application<EdgeEndpoint> for Uplink {
             Some(address) = self.resolved.1.recv() => Some(Input::Resolved(address)),
             // The store's end of it lives as long as the disk thread.
             Ok(()) = self.changes.changed() => Some(Input::Changed),
+            Ok(()) = self.orders.changed() => Some(Input::Ordered),
         }
     }
 
@@ -469,6 +497,7 @@ impl Application<EdgeEndpoint> for Uplink {
                 self.sender.changed();
                 self.scan.wanted = true;
             }
+            Input::Ordered => self.ordered = true,
             Input::Resolved(address) => {
                 self.resolving = false;
                 match address {
@@ -567,6 +596,7 @@ impl Application<EdgeEndpoint> for Uplink {
             let why = why.to_string();
             self.set_state(now, LinkState::Unreachable { why });
         }
+        self.obey(now, endpoint);
         self.hand_out_work(now);
         self.send(now, endpoint);
         // What was sent makes room for reading ahead.

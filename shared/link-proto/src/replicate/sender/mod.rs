@@ -52,6 +52,10 @@ const ENOUGH_QUEUED: usize = 32;
 const MAX_BULK_FLOWS: usize = 2;
 /// Commands that wait for the shell from which on no message should be taken.
 const MAX_COMMANDS: usize = 1_024;
+/// Where more than this is under way when a live segment is demoted, newer ones would come too late behind it.
+const MAX_UNDER_WAY: Duration = Duration::from_secs(2);
+/// Channels are renewed for that at most this often: each time what is under way goes again.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(10);
 /// A segment that could not be read, or vanished, is looked for again after this.
 const READ_WAIT: Duration = Duration::from_secs(1);
 /// A segment whose bytes could not be read this often is given up.
@@ -88,6 +92,10 @@ pub struct Sender {
     /// What to say on the live channel of segments that were demoted on their way; at most one of a stream.
     pauses: VecDeque<ToHub>,
     policy: Policy,
+    /// A live segment was demoted on its way since the channels were last thought of.
+    has_demoted: bool,
+    /// The channels are not renewed again before this.
+    renew_not_before: Option<Instant>,
     live_turns: Turns,
     bulk_turns: Turns,
     connected: bool,
@@ -410,6 +418,26 @@ impl Sender {
         deadlines.flatten().min().filter(|_| self.connected)
     }
 
+    /// Whether the session should renew its channels: a live segment was demoted, and what the session has taken
+    /// before and can't give back would hold up what is newer. `under_way`: bytes of messages that are not
+    /// acknowledged, and bits per second at which they go.
+    pub fn wants_renewal(
+        &mut self,
+        now: Instant,
+        under_way: impl FnOnce() -> (usize, u64),
+    ) -> bool {
+        let too_soon = self.renew_not_before.is_some_and(|at| now < at);
+        if !std::mem::take(&mut self.has_demoted) || too_soon {
+            return false;
+        }
+        let (bytes, rate_bps) = under_way();
+        let wants = bytes as u128 * 8_000 > MAX_UNDER_WAY.as_millis() * u128::from(rate_bps);
+        if wants {
+            self.renew_not_before = Some(now + RENEWAL_INTERVAL);
+        }
+        wants
+    }
+
     /// Streams whose wait is over go on.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.may_begin = true;
@@ -659,6 +687,7 @@ impl Sender {
                 continue;
             };
             stream.demoted();
+            self.has_demoted = true;
             if flow.is_said() {
                 stream.pause(flow.number);
                 self.pauses.push_back(ToHub::SegmentPaused {

@@ -40,6 +40,8 @@ pub(super) struct Pair {
     pub(super) live_parts: Vec<(Instant, Duration)>,
     /// When the newest part was recorded that came as live.
     pub(super) live_edge: Option<Instant>,
+    /// How often channels were renewed since live was behind what was under way.
+    pub(super) renewals: u32,
     /// Bytes that came as backfill, with when.
     pub(super) backfill: Vec<(Instant, usize)>,
     /// Segments that were compared and let go of.
@@ -64,6 +66,7 @@ impl Pair {
             recorded: BTreeMap::new(),
             live_parts: Vec::new(),
             live_edge: None,
+            renewals: 0,
             backfill: Vec::new(),
             compared: 0,
         }
@@ -265,6 +268,15 @@ impl Pair {
             }
             if let Some(session) = self.welcomed {
                 let endpoint = &mut self.world.edges[0].endpoint;
+                let under_way = || {
+                    let stats = endpoint.stats(session).unwrap();
+                    (stats.outstanding_bytes, stats.rate_bps)
+                };
+                if self.sender.wants_renewal(now, under_way) {
+                    self.renewals += 1;
+                    endpoint.renew_channels(now);
+                    break;
+                }
                 for channel in Channel::ALL {
                     while endpoint.send_budget(session, channel) > 0
                         && let Some(message) = self.sender.poll_message(now, channel)

@@ -216,6 +216,8 @@ fn a_line_that_collapses_costs_no_segment() {
         pair.world.edges[0].up.rate_bps = Some(400_000);
         camera.record(&mut pair, 40 * SECOND);
         assert!(pair.sender.progress().segments_demoted > 0);
+        // What was under way at the old rate is let go of, for what is live now.
+        assert!((1..=4).contains(&pair.renewals), "{}", pair.renewals);
         pair.world.edges[0].up.rate_bps = Some(20_000_000);
         camera.record(&mut pair, 20 * SECOND);
         let last = *pair.hub.streams[&camera.stream].listed.last().unwrap();
