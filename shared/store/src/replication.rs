@@ -417,7 +417,7 @@ impl Store {
             self.change_live(stream, |c, row| {
                 crate::live::step_over(c, row, window, now, SegmentNumber(to))
             })?;
-            tracing::info!(%stream, number = number.0, "live goes on at this segment: what is missing before it comes later");
+            tracing::debug!(%stream, number = number.0, "live goes on at this segment: what is missing before it comes later");
         }
         Ok(())
     }
