@@ -44,7 +44,7 @@ pub(super) enum Answer {
     Looked {
         ticket: u64,
         stream: StreamName,
-        looked: Option<Looked>,
+        looked: Option<Box<Looked>>,
     },
     Listed {
         ticket: u64,
@@ -79,7 +79,7 @@ impl Answer {
                 ticket,
                 stream,
                 looked,
-            } => sender.handle_looked(now, ticket, &stream, looked),
+            } => sender.handle_looked(now, ticket, &stream, looked.map(|looked| *looked)),
             Self::Listed {
                 ticket,
                 stream,
@@ -168,7 +168,7 @@ fn carry_out(store: &Store, failed: &mut Failed, work: Work) -> Option<Answer> {
                 {
                     looked.restamped.clear();
                 }
-                looked
+                Box::new(looked)
             }),
             stream,
         },

@@ -593,8 +593,10 @@ impl HubStore {
                 if state.settled().contains(number) {
                     // What an edge does not hold is lost after it was told what is settled: should it use the
                     // number then, it can't know better.
-                    let lost = state.hole(number) == Some(HoleReason::Lost);
-                    if !lost && (start.offset > 0 || !state.here.contains_key(&number)) {
+                    // What was evicted may have been on its way as that was told.
+                    let hole = state.hole(number);
+                    let excused = matches!(hole, Some(HoleReason::Lost | HoleReason::Evicted));
+                    if !excused && (start.offset > 0 || !state.here.contains_key(&number)) {
                         self.offered_again += 1;
                     }
                     if let Some(reason) = state.hole(number) {
