@@ -9,12 +9,16 @@ use std::{
 };
 
 use bytesize::ByteSize;
+use link::uplink::{DEFAULT_LIVE_DEADLINE, MAX_WEIGHT, Orders, Policy};
 use model::StreamName;
 use program::scrub::{ByteRate, ScrubSettings};
 use serde::Deserialize;
 use store::DEFAULT_MEMORY_BYTES;
 
-use crate::ingest::{DEFAULT_MAX_RATE, SourceName};
+use crate::{
+    allowance::{Allowance, WhenSpent},
+    ingest::{DEFAULT_MAX_RATE, SourceName},
+};
 
 const DEFAULT_DATA_DIR: &str = "/var/lib/penstock-edge";
 const DEFAULT_HTTP: SocketAddr =
@@ -41,6 +45,13 @@ const SCAN_RANGE: RangeInclusive<Duration> =
 /// Below it, no video comes through.
 const MIN_RATE: ByteSize = ByteSize::kb(100);
 
+/// Below it a hiccup of the line would cost live video, above it nothing is live.
+const DEADLINE_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
+/// Below it, no video comes through.
+const MIN_RATE_BPS: u64 = 100_000;
+/// What a file can say of bytes counted.
+const MAX_MONTHLY_BYTES: u64 = 1 << 60;
+
 /// `edge.toml`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -48,6 +59,7 @@ pub(crate) struct File {
     data_dir: Option<PathBuf>,
     http: HttpFile,
     disk: DiskFile,
+    uplink: UplinkFile,
     stream: Vec<StreamFile>,
 }
 
@@ -69,11 +81,23 @@ struct DiskFile {
     memory_bytes: Option<ByteSize>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct UplinkFile {
+    #[serde(with = "humantime_serde")]
+    live_deadline: Option<Duration>,
+    max_rate_bps: Option<u64>,
+    monthly_bytes: Option<ByteSize>,
+    month_begins_on: Option<u32>,
+    when_spent: Option<WhenSpent>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StreamFile {
     name: StreamName,
     source: String,
+    weight: Option<u32>,
     #[serde(default, with = "humantime_serde")]
     target_duration: Option<Duration>,
     max_bytes_per_second: Option<ByteSize>,
@@ -107,12 +131,22 @@ pub(crate) struct StreamSettings {
     pub(crate) name: StreamName,
     pub(crate) source: SourceName,
     pub(crate) target_duration: Duration,
+    /// Its share of the uplink beside other streams.
+    pub(crate) weight: u32,
     /// Datagrams only: bytes a second that are taken at most.
     pub(crate) max_rate: u64,
     /// Folders only.
     pub(crate) scan_interval: Duration,
     pub(crate) settle: Duration,
     pub(crate) done: Done,
+}
+
+/// What may go over the line to the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UplinkSettings {
+    pub(crate) live_deadline: Duration,
+    pub(crate) max_rate_bps: Option<u64>,
+    pub(crate) allowance: Option<Allowance>,
 }
 
 /// What flags and variables say over the file.
@@ -140,6 +174,7 @@ pub(crate) struct Settings {
     pub(crate) scrub: ScrubSettings,
     /// Memory in which live segments wait while the disk fails.
     pub(crate) memory_bytes: u64,
+    pub(crate) uplink: UplinkSettings,
 }
 
 /// A setting whose value can't be. The operator is at fault.
@@ -154,8 +189,10 @@ impl Settings {
     /// Layers flags and variables over the file over the defaults, and checks what comes out.
     pub(crate) fn resolve(over: Overrides, file: File) -> Result<Self, SettingError> {
         let streams = streams(file.stream)?;
+        let uplink = file.uplink.checked()?;
         let settings = Self {
             streams,
+            uplink,
             data_dir: over
                 .data_dir
                 .or(file.data_dir)
@@ -232,6 +269,68 @@ fn streams(files: Vec<StreamFile>) -> Result<Vec<StreamSettings>, SettingError> 
     Ok(streams)
 }
 
+impl UplinkFile {
+    fn checked(self) -> Result<UplinkSettings, SettingError> {
+        let wrong = |key, rule: String| Err(SettingError { key, rule });
+        let live_deadline = self.live_deadline.unwrap_or(DEFAULT_LIVE_DEADLINE);
+        if !DEADLINE_RANGE.contains(&live_deadline) {
+            return wrong("uplink.live_deadline", "give 1s to 1m".to_owned());
+        }
+        if self.max_rate_bps.is_some_and(|rate| rate < MIN_RATE_BPS) {
+            let rule = format!("give {MIN_RATE_BPS} or more: no video comes through less");
+            return wrong("uplink.max_rate_bps", rule);
+        }
+        let begins_on = self.month_begins_on.unwrap_or(1);
+        if !(1..=28).contains(&begins_on) {
+            let rule = "give a day that every month has: 1 to 28".to_owned();
+            return wrong("uplink.month_begins_on", rule);
+        }
+        let Some(bytes) = self.monthly_bytes.map(|size| size.as_u64()) else {
+            let of_months = [
+                ("uplink.month_begins_on", self.month_begins_on.is_some()),
+                ("uplink.when_spent", self.when_spent.is_some()),
+            ];
+            return match of_months.iter().find(|(_, given)| *given) {
+                Some((key, _)) => wrong(key, "needs monthly_bytes".to_owned()),
+                None => Ok(UplinkSettings {
+                    live_deadline,
+                    max_rate_bps: self.max_rate_bps,
+                    allowance: None,
+                }),
+            };
+        };
+        if !(1..=MAX_MONTHLY_BYTES).contains(&bytes) {
+            let rule = "give a size above 0, at most 1EiB, or leave it out".to_owned();
+            return wrong("uplink.monthly_bytes", rule);
+        }
+        Ok(UplinkSettings {
+            live_deadline,
+            max_rate_bps: self.max_rate_bps,
+            allowance: Some(Allowance {
+                bytes,
+                begins_on,
+                when_spent: self.when_spent.unwrap_or(WhenSpent::LiveOnly),
+            }),
+        })
+    }
+}
+
+impl UplinkSettings {
+    /// What the uplink goes by while nothing is held back.
+    pub(crate) fn orders(&self, streams: &[StreamSettings]) -> Orders {
+        let weights = streams.iter().map(|s| (s.name.clone(), s.weight));
+        Orders {
+            policy: Policy {
+                live_deadline: self.live_deadline,
+                weights: weights.collect(),
+                ..Policy::default()
+            },
+            max_rate_bps: self.max_rate_bps,
+            held_back: None,
+        }
+    }
+}
+
 impl StreamFile {
     fn checked(self) -> Result<StreamSettings, SettingError> {
         let name = self.name.clone();
@@ -269,6 +368,10 @@ impl StreamFile {
             }
             Ok(source) => source,
         };
+        let weight = self.weight.unwrap_or(1);
+        if !(1..=MAX_WEIGHT).contains(&weight) {
+            return wrong("stream.weight", format!("give 1 to {MAX_WEIGHT}"));
+        }
         let folder = match &source {
             SourceName::Folder(path) => Some(path),
             _ => None,
@@ -327,6 +430,7 @@ impl StreamFile {
         };
         Ok(StreamSettings {
             source,
+            weight,
             target_duration,
             max_rate: self
                 .max_bytes_per_second
@@ -360,6 +464,26 @@ mod tests {
     }
 
     #[test]
+    fn the_line_may_have_a_deadline_a_cap_and_an_allowance() {
+        let settings = resolve("", Overrides::default()).unwrap();
+        assert_eq!(settings.uplink.orders(&settings.streams), Orders::default());
+        assert_eq!(settings.uplink.allowance, None);
+        let file = "uplink.live_deadline = '8s'\nuplink.max_rate_bps = 2000000\nuplink.monthly_bytes = '50GB'\nuplink.month_begins_on = 7\nuplink.when_spent = 'events-only'\n[[stream]]\nname = 'gate'\nsource = 'udp://0.0.0.0:5000'\nweight = 3";
+        let settings = resolve(file, Overrides::default()).unwrap();
+        let orders = settings.uplink.orders(&settings.streams);
+        assert_eq!(orders.policy.live_deadline, Duration::from_secs(8));
+        assert_eq!(orders.max_rate_bps, Some(2_000_000));
+        let gate = settings.streams[0].name.clone();
+        assert_eq!(orders.policy.weights, [(gate, 3)].into());
+        let allowance = Allowance {
+            bytes: 50_000_000_000,
+            begins_on: 7,
+            when_spent: WhenSpent::EventsOnly,
+        };
+        assert_eq!(settings.uplink.allowance, Some(allowance));
+    }
+
+    #[test]
     fn flags_win_over_the_file() {
         let file = "data_dir = '/a'\nhttp.listen = '1.2.3.4:5'\ndisk.max_bytes = '200GB'\ndisk.reserve_bytes = '5GiB'\ndisk.sync_parts = false";
         let settings = resolve(file, Overrides::default()).unwrap();
@@ -384,6 +508,36 @@ mod tests {
         let stream = |rest: &str| format!("[[stream]]\nname = 'gate'\n{rest}");
         for (file, key, says) in [
             ("disk.max_bytes = 0".to_owned(), "disk.max_bytes", "above 0"),
+            (
+                "uplink.live_deadline = '0s'".to_owned(),
+                "uplink.live_deadline",
+                "1s to 1m",
+            ),
+            (
+                "uplink.max_rate_bps = 1000".to_owned(),
+                "uplink.max_rate_bps",
+                "or more",
+            ),
+            (
+                "uplink.monthly_bytes = 0".to_owned(),
+                "uplink.monthly_bytes",
+                "above 0",
+            ),
+            (
+                "uplink.month_begins_on = 31".to_owned(),
+                "uplink.month_begins_on",
+                "1 to 28",
+            ),
+            (
+                "uplink.when_spent = 'nothing'".to_owned(),
+                "uplink.when_spent",
+                "needs monthly_bytes",
+            ),
+            (
+                stream("source = 'udp://:5000'\nweight = 0"),
+                "stream.weight",
+                "1 to 1000",
+            ),
             (
                 "disk.memory_bytes = '1kB'".to_owned(),
                 "disk.memory_bytes",

@@ -1,5 +1,6 @@
 //! `edge-node`: cuts a site's video into segments, keeps them, and ships them to a hub.
 
+mod allowance;
 mod cli;
 mod clock;
 mod config;

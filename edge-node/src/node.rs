@@ -7,6 +7,7 @@
 //! | clock | a timer | looks whether this machine's clock was set |
 //! | janitor | a timer | carries out retention |
 //! | scrub | a timer | reads segments again and compares their hashes |
+//! | allowance | a timer | counts what a metered line carries, says what may go |
 //! | http | connections | page, playlists, segments, /metrics |
 //!
 //! A link that is down is no failure: it is tried again for ever.
@@ -37,6 +38,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    allowance::{self, Meter},
     clock::Clock,
     config::Settings,
     identity::{self, Identity},
@@ -181,11 +183,18 @@ impl Node {
             bound = Some(at);
         }
 
+        let (orders, listens) = watch::channel(settings.uplink.orders(&settings.streams));
+        if let Some(allowance) = settings.uplink.allowance {
+            let meter = Meter::open(&folder, allowance)
+                .context("failed to read what the line has carried this month")?;
+            tasks.spawn(allowance::keep(meter, link.clone(), orders, stop.clone()));
+        }
         let config = UplinkConfig {
             hub_address: identity.hub_address.clone(),
             hub_key: identity.hub_key,
             key: identity.key.clone(),
             answer_timeout: ANSWER_TIMEOUT,
+            orders: listens,
         };
         let hears = clock.clone();
         let on_hub_time = Arc::new(move |time| hears.hear(time));

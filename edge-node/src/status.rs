@@ -80,6 +80,10 @@ pub(crate) fn json(about: &About, link: &UplinkStatus, inputs: &Inputs, disk: &D
             "loss": link.loss,
             "segments_stored": link.counters.segments_stored,
             "refused_streams": refused,
+            "live_bytes": link.progress.live_bytes,
+            "backfill_bytes": link.progress.backfill_bytes,
+            "segments_demoted": link.progress.segments_demoted,
+            "held_back": link.held_back,
         },
         "disk": {
             "state": disk.trouble.as_ref().map_or("ok", |trouble| trouble.kind.as_str()),
@@ -224,6 +228,11 @@ struct ShownLink {
     clock: Option<ShownClock>,
     #[serde(default)]
     refused_streams: Vec<ShownRefusal>,
+    #[serde(default)]
+    live_bytes: u64,
+    #[serde(default)]
+    backfill_bytes: u64,
+    held_back: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -295,6 +304,18 @@ impl Shown {
             ));
         }
         text.push_str(&format!("link    {}\n", self.link.text()));
+        let sent = self.link.live_bytes + self.link.backfill_bytes;
+        if sent > 0 {
+            let live = self.link.live_bytes as f64 / sent as f64;
+            text.push_str(&format!(
+                "sent    {} of media since the start, {:.0} % of it live\n",
+                ByteSize::b(sent),
+                100.0 * live
+            ));
+        }
+        if let Some(held_back) = &self.link.held_back {
+            text.push_str(&format!("waits   {held_back}\n"));
+        }
         if let Some(clock) = &self.link.clock {
             text.push_str(&format!("clock   {}\n", clock.text()));
         }
@@ -427,6 +448,9 @@ mod tests {
             ..UplinkStatus::default()
         };
         link.refused_streams = vec![("yard".parse().unwrap(), "it belongs to pole-8".to_owned())];
+        link.progress.live_bytes = 3 << 20;
+        link.progress.backfill_bytes = 1 << 20;
+        link.held_back = Some("the line's allowance of 50.0 GB is spent".to_owned());
         let input = Input::new("gate".parse().unwrap(), "udp://0.0.0.0:5000".to_owned());
         input.set(InputState::Waiting {
             why: "no data for 10 s".to_owned(),
@@ -448,6 +472,8 @@ device  pole-7, enrolled with the hub at hub.example.org:9710
 data    /data
 page    http://127.0.0.1:8081/
 link    connected, round trip 42.0 ms, paced to 8.0 Mbit/s, loss 1.3 %
+sent    4.0 MiB of media since the start, 75 % of it live
+waits   the line's allowance of 50.0 GB is spent
         the hub refuses yard: it belongs to pole-8
 input   gate from udp://0.0.0.0:5000: waiting (no data for 10 s)
 

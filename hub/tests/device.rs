@@ -96,6 +96,7 @@ fn ship(
         hub_key: url.hub_key,
         key: key.clone(),
         answer_timeout: Duration::from_secs(10),
+        orders: uplink::default_orders(),
     };
     runtime().block_on(async {
         let (status, mut seen) = watch::channel(UplinkStatus::default());

@@ -64,6 +64,8 @@ pub struct EdgeEndpoint {
     events: VecDeque<Event>,
     counters: EndpointCounters,
     plain: Vec<u8>,
+    /// Bytes per second that go out at most.
+    max_rate: f64,
     finished: bool,
 }
 
@@ -98,6 +100,7 @@ impl EdgeEndpoint {
             events: VecDeque::new(),
             counters: EndpointCounters::default(),
             plain: Vec::new(),
+            max_rate: f64::INFINITY,
             finished: false,
         }
     }
@@ -107,6 +110,23 @@ impl EdgeEndpoint {
         self.config.hub_address = address;
         if let Some(session) = &mut self.session {
             session.peer = address;
+        }
+    }
+
+    /// At most so many bits per second go out from now on, in UDP payloads, whatever the line carries; `None`: no
+    /// limit. Holds for later sessions too.
+    pub fn set_max_rate(&mut self, now: Instant, bits_per_second: Option<u64>) {
+        self.max_rate = bits_per_second.map_or(f64::INFINITY, |bps| bps as f64 / 8.0);
+        if let Some(session) = &mut self.session {
+            session.set_max_rate(now, self.max_rate);
+        }
+    }
+
+    /// Begins all channels of a session that stands open anew: messages that the hub does not have are let go
+    /// of (KCP can't take them back one by one), and `Event::ChannelsReset` tells when to go on from offsets.
+    pub fn renew_channels(&mut self, now: Instant) {
+        if let Some(session) = &mut self.session {
+            session.renew(now, &mut self.events);
         }
     }
 
@@ -267,7 +287,9 @@ impl EdgeEndpoint {
             // The hub is who was pinned: nothing to wait for.
             admitted: true,
         };
-        self.session = Some(Session::new(now, self.started, who, epoch));
+        let mut session = Session::new(now, self.started, who, epoch);
+        session.set_max_rate(now, self.max_rate);
+        self.session = Some(session);
         self.events.push_back(Event::Connected {
             session: id,
             peer_key: self.config.hub_key,

@@ -92,6 +92,8 @@ pub(crate) struct Session {
     receiver: Receiver,
     rate: RateController,
     pacer: Pacer,
+    /// Bytes per second that the operator allows at most.
+    max_rate: f64,
     reordered: u32,
     reordering: bool,
     last_received: Instant,
@@ -195,6 +197,7 @@ impl Session {
             lanes: Channel::ALL.map(|channel| Lane::new(now, channel, 0, who.admitted)),
             receiver: Receiver::default(),
             pacer: Pacer::new(now, rate.rate()),
+            max_rate: f64::INFINITY,
             rate,
             reordered: 0,
             reordering: false,
@@ -262,7 +265,7 @@ impl Session {
             rtt: self.rate.rtt(),
             min_rtt: self.rate.min_rtt(),
             queueing_delay: self.rate.queueing_delay(),
-            rate_bps: (self.rate.rate() * 8.0) as u64,
+            rate_bps: (self.paced_rate() * 8.0) as u64,
             loss: self.rate.loss() as f32,
             datagrams_sent: self.next_counter,
             datagrams_received: self.receiver.datagrams(),
@@ -281,6 +284,23 @@ impl Session {
             stats.packets_resent += resent;
         }
         stats
+    }
+
+    /// Bytes per second that go out at most from now on, whatever the line carries.
+    pub(crate) fn set_max_rate(&mut self, now: Instant, max_rate: f64) {
+        self.max_rate = max_rate;
+        self.pacer.set_rate(now, self.paced_rate());
+    }
+
+    fn paced_rate(&self) -> f64 {
+        self.rate.rate().min(self.max_rate)
+    }
+
+    /// Begins all channels anew: what waits in them is let go of.
+    pub(crate) fn renew(&mut self, now: Instant, events: &mut VecDeque<Event>) {
+        if self.state == State::Open {
+            self.renew_channels(now, self.generation.wrapping_add(1), events);
+        }
     }
 
     pub(crate) fn send_budget(&self, channel: Channel) -> usize {
@@ -373,7 +393,7 @@ impl Session {
     }
 
     fn queue_limit(&self) -> usize {
-        ((self.rate.rate() * QUEUE_TIME_S) as usize).clamp(MIN_QUEUE_BYTES, MAX_QUEUE_BYTES)
+        ((self.paced_rate() * QUEUE_TIME_S) as usize).clamp(MIN_QUEUE_BYTES, MAX_QUEUE_BYTES)
     }
 
     fn clock_us(&self, now: Instant) -> u32 {

@@ -82,6 +82,7 @@ fn a_wrong_hub_key_meets_silence() {
             hub_key: KeyPair::generate().public,
             key: KeyPair::generate(),
             answer_timeout: Duration::from_millis(300),
+            orders: link::uplink::default_orders(),
         });
         // Its host is there, and refuses a TCP connection to that port.
         let told = [

@@ -71,6 +71,7 @@ fn a_week_offline_evicts_in_order_keeps_the_cap_and_leaves_no_hole_unexplained()
             hub_key: hub.key.public,
             key: hub.enrol("site-1").await,
             answer_timeout: Duration::from_millis(500),
+            orders: link::uplink::default_orders(),
         };
         let limits = RetentionLimits {
             max_bytes: Some(cap),

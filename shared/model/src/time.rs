@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Datelike, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, Months, NaiveDate, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
 /// The clock of MPEG-TS: 90 kHz.
@@ -143,6 +143,23 @@ impl WallTime {
         Self(self.0.saturating_sub(d.as_millis()))
     }
 
+    /// The month around this time, where months begin at midnight UTC of a day (1 to 28): when it began, and when
+    /// the next one begins. None for another day, or outside the years chrono knows.
+    pub fn month(self, begins_on: u32) -> Option<(Self, Self)> {
+        let midnight = |date: NaiveDate| {
+            let at = date.and_hms_opt(0, 0, 0)?.and_utc();
+            Some(Self(at.timestamp_millis()))
+        };
+        let today = self.to_utc()?.date_naive();
+        let this = today.with_day(begins_on).filter(|_| begins_on <= 28)?;
+        let began = match today.day() >= begins_on {
+            true => this,
+            false => this.checked_sub_months(Months::new(1))?,
+        };
+        let next = began.checked_add_months(Months::new(1))?;
+        Some((midnight(began)?, midnight(next)?))
+    }
+
     /// As a date, for PROGRAM-DATE-TIME and file names; None outside the years chrono knows.
     pub fn to_utc(self) -> Option<DateTime<Utc>> {
         DateTime::from_timestamp_millis(self.0)
@@ -208,6 +225,35 @@ impl fmt::Display for WallTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn months_begin_on_any_day_that_each_has() {
+        let at = |text: &str| text.parse::<WallTime>().unwrap();
+        for (time, day, began, next) in [
+            (
+                "2026-03-01T00:00:00Z",
+                1,
+                "2026-03-01T00:00:00Z",
+                "2026-04-01T00:00:00Z",
+            ),
+            (
+                "2026-01-09T12:00:00Z",
+                10,
+                "2025-12-10T00:00:00Z",
+                "2026-01-10T00:00:00Z",
+            ),
+            (
+                "2024-02-29T23:59:59Z",
+                28,
+                "2024-02-28T00:00:00Z",
+                "2024-03-28T00:00:00Z",
+            ),
+        ] {
+            assert_eq!(at(time).month(day), Some((at(began), at(next))), "{time}");
+        }
+        assert_eq!(at("2026-03-30T00:00:00Z").month(29), None);
+        assert_eq!(at("2026-03-30T00:00:00Z").month(0), None);
+    }
 
     #[test]
     fn wall_time_reads_what_it_writes_and_milliseconds() {

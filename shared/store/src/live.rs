@@ -4,7 +4,8 @@
 //! tombstone. A row that is *here* is listed; one that is open or announced is waited for (shipping is in
 //! number order and announcements come first, so it arrives or is settled); a tombstone is a hole, and
 //! becomes EXT-X-GAP once the segment behind it is here and tells how long it was. Numbers with neither
-//! were burnt without media. Keeps invariants 1 and 4: committed with the segment, then published.
+//! were burnt without media. Where an edge can't keep up it says at which segment live goes on ([`step_over`]):
+//! whatever is not here before that is a hole in the list too. Keeps invariants 1 and 4: committed with the segment, then published.
 //!
 //! A correction of the clock moves no live media (invariant 8): PROGRAM-DATE-TIME must not jump within a run
 //! (RFC 8216bis 6.2.1), so a run's entries stand by the wall time of the first of them that was listed and the
@@ -59,14 +60,10 @@ pub(crate) fn advance(
     times: &Times,
 ) -> Result<Advanced, Fault> {
     let now = times.steady;
-    let mut row = live::load(c, stream.id, window)?.unwrap_or_else(|| LiveRow {
-        list: LiveList::new(u64::try_from(times.wall.0 / 1_000).unwrap_or(0), window),
-        looked_to: None,
-        changed: times.wall,
-    });
+    let mut row = load(c, stream, window, times.wall)?;
     let before = (*row.list.header(), row.looked_to);
     let mut listed = Vec::new();
-    let mut hole = false;
+    let mut hole = is_stepped_over(c, stream.id, &row)?;
     let mut looked_to = row.looked_to;
     while listed.len() < MAX_LISTED_AT_ONCE {
         let Some(next) = segments::next_after(c, stream.id, looked_to)? else {
@@ -102,6 +99,50 @@ pub(crate) fn advance(
         changed,
         listed,
     })
+}
+
+/// The live list goes on above `to`: what comes below it later is for recordings only.
+pub(crate) fn step_over(
+    c: &Connection,
+    stream: &StreamRow,
+    window: MediaDuration,
+    now: WallTime,
+    to: SegmentNumber,
+) -> Result<(), Fault> {
+    let row = load(c, stream, window, now)?;
+    if row.looked_to.is_none_or(|looked| looked < to) {
+        live::put_header(c, stream.id, row.list.header(), Some(to), row.changed)?;
+    }
+    Ok(())
+}
+
+fn load(
+    c: &Connection,
+    stream: &StreamRow,
+    window: MediaDuration,
+    now: WallTime,
+) -> Result<LiveRow, Fault> {
+    Ok(
+        live::load(c, stream.id, window)?.unwrap_or_else(|| LiveRow {
+            list: LiveList::new(u64::try_from(now.0 / 1_000).unwrap_or(0), window),
+            looked_to: None,
+            changed: now,
+        }),
+    )
+}
+
+/// Something that is not listed lies between the newest listed segment and where the list goes on.
+fn is_stepped_over(c: &Connection, stream: i64, row: &LiveRow) -> Result<bool, Fault> {
+    let (Some(last), Some(to)) = (row.list.header().last_number, row.looked_to) else {
+        return Ok(false);
+    };
+    if to <= last {
+        return Ok(false);
+    }
+    let next = segments::next_after(c, stream, Some(last))?;
+    let tombstone = holes::next_tombstone(c, stream, Some(last))?;
+    Ok(next.is_some_and(|next| next.info.number <= to)
+        || tombstone.is_some_and(|range| *range.start() <= to))
 }
 
 fn list_one(

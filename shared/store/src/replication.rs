@@ -7,13 +7,13 @@ use model::{HoleReason, RangeSet, SegmentInfo, SegmentNumber, StreamName};
 use crate::{
     Announced, Comparison, HeldPage, Store,
     catalog::{
-        at_hub, holes,
+        at_hub, holes, live,
         segments::{self, State},
         streams,
     },
     error::{Result, StoreError},
     files,
-    store::ALL,
+    store::{ALL, wall_now},
 };
 
 /// Most segments of a stream that a hub knows of and lacks: nine hours of two-second segments, far above what
@@ -344,6 +344,55 @@ impl Store {
         }
         all.truncate(limit);
         Ok(all)
+    }
+
+    /// Edge: the newest closed segments that the hub has not settled, ascending, at most `limit`.
+    pub fn newest_unshipped(&self, stream: &StreamName, limit: usize) -> Result<Vec<SegmentInfo>> {
+        // Memory first, as above.
+        let (held, marks) = self
+            .in_tier(stream, |held| {
+                let marks: Vec<_> = held.marks.keys().copied().collect();
+                (held.unshipped(SegmentNumber(0)).collect::<Vec<_>>(), marks)
+            })
+            .unwrap_or_default();
+        let rows = self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            let limit = limit.saturating_add(marks.len());
+            Ok(at_hub::list_newest_unshipped(c, row.id, limit)?)
+        });
+        let rows = self.or_in_memory(stream, rows)?;
+        let mut all: Vec<SegmentInfo> = rows.into_iter().map(|row| row.info).collect();
+        all.retain(|info| marks.binary_search(&info.number).is_err());
+        all.extend(held);
+        all.sort_by_key(|info| info.number);
+        all.dedup_by_key(|info| info.number);
+        Ok(all.split_off(all.len().saturating_sub(limit)))
+    }
+
+    /// Edge: whether a source that can't wait records the stream, or was the last to.
+    pub fn is_live_source(&self, stream: &StreamName) -> bool {
+        let newest = self.in_tier(stream, |held| {
+            held.runs.last_key_value().map(|(_, (_, waits))| !waits)
+        });
+        newest.flatten().unwrap_or(false)
+    }
+
+    /// Hub: what begins with this number is live now: the live list waits for nothing before it any more. What
+    /// is missing there becomes EXT-X-GAP once this segment is here, and heals recordings when it comes.
+    pub fn go_on_live_at(&self, stream: &StreamName, number: SegmentNumber) -> Result<()> {
+        let waits = self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            let next = segments::next_after(c, row.id, live::looked_to(c, row.id)?)?;
+            Ok(next.is_some_and(|next| next.info.number < number))
+        })?;
+        if let Some(to) = number.0.checked_sub(1).filter(|_| waits) {
+            let (window, now) = (self.inner().window(), wall_now());
+            self.change_live(stream, |c, row| {
+                crate::live::step_over(c, row, window, now, SegmentNumber(to))
+            })?;
+            tracing::debug!(%stream, number = number.0, "live goes on at this segment: what is missing before it comes later");
+        }
+        Ok(())
     }
 
     /// Edge: number ranges that can't be shipped (any more), with their reasons: also what expired here after

@@ -8,12 +8,12 @@ use link_proto::{
     messages::{MAX_ANNOUNCED, ToEdge, ToHub},
     replicate::{
         MAX_PARTIALS,
-        receiver::{Job, Outcome, Receiver},
+        receiver::{Job, Outcome, Partial, Receiver},
         sender::{Command, Held, Sender},
     },
     sim::{HUB_ADDRESS, Line, Who, World},
 };
-use model::{HoleReason, RangeSet, SegmentNumber};
+use model::{HoleReason, RangeSet, SegmentHash, SegmentNumber};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -48,7 +48,11 @@ pub(crate) fn peer_messages(data: &[u8]) {
             let Ok(Some(message)) = ToHub::decode(message) else {
                 continue;
             };
-            let Ok(job) = receiver.handle_message(message) else {
+            let channel = match how & 8 {
+                0 => Channel::Bulk,
+                _ => Channel::Live,
+            };
+            let Ok(job) = receiver.handle_message(channel, message) else {
                 return;
             };
             if let Some(outcome) = job.and_then(|job| answer(*how, job)) {
@@ -115,15 +119,23 @@ fn answer(how: u8, job: Job) -> Option<Outcome> {
                 floor: SegmentNumber(u64::from(how)),
             }
         }
-        Job::Start(_) if well => Outcome::Started,
-        Job::Start(start) if how & 4 == 0 => Outcome::NumberUsed {
+        Job::Start { .. } if well => Outcome::Started,
+        Job::Start { start, .. } if how & 4 == 0 => Outcome::NumberUsed {
             stream: start.stream,
             number: start.number,
             floor: start.number.next(),
         },
-        Job::Start(start) => Outcome::Unusable {
+        Job::Start { start, .. } => Outcome::Unusable {
             stream: start.stream,
             number: start.number,
+        },
+        Job::Pause { stream, number } => Outcome::Paused {
+            stream,
+            partial: Partial {
+                number,
+                length: u64::from(how & 4),
+                hash: SegmentHash::of(&[]),
+            },
         },
         Job::Append { stream, number, .. } if !well => Outcome::Failed { stream, number },
         Job::Close { stream, info } if well => Outcome::Stored {
@@ -148,7 +160,7 @@ fn drain(sender: &mut Sender, how: u8) {
     let now = link_proto::sim::start();
     let mut commands = VecDeque::new();
     for _ in 0..64 {
-        let Some(command) = sender.poll_command() else {
+        let Some(command) = sender.poll_command(now) else {
             break;
         };
         commands.push_back(command);
@@ -182,7 +194,7 @@ fn drain(sender: &mut Sender, how: u8) {
     }
     for channel in Channel::ALL {
         for _ in 0..8 {
-            let Some(message) = sender.poll_message(channel) else {
+            let Some(message) = sender.poll_message(now, channel) else {
                 break;
             };
             assert_eq!(

@@ -145,6 +145,17 @@ fn to_hub() -> Vec<ToHub> {
             part_end,
         })
     };
+    let start = |offset| {
+        ToHub::SegmentStart(SegmentStart {
+            stream: gate(),
+            number,
+            run: run(),
+            wall_start: info().wall_start,
+            media_start: info().media_start,
+            independent: true,
+            offset,
+        })
+    };
     vec![
         ToHub::StreamOpen {
             stream: stream.clone(),
@@ -158,16 +169,13 @@ fn to_hub() -> Vec<ToHub> {
             runs: vec![run()],
             segments: vec![info()],
         },
-        ToHub::SegmentStart(SegmentStart {
+        start(0),
+        chunk(0, b"abc", None),
+        ToHub::SegmentPaused {
             stream: stream.clone(),
             number,
-            run: run(),
-            wall_start: info().wall_start,
-            media_start: info().media_start,
-            independent: true,
-            offset: 0,
-        }),
-        chunk(0, b"abc", None),
+        },
+        start(3),
         chunk(
             3,
             b"def",

@@ -80,6 +80,12 @@ pub enum ToHub {
         stream: StreamName,
         info: SegmentInfo,
     },
+    /// No more of the segment comes on this channel: it goes on elsewhere, later. Answered by
+    /// [`ToEdge::Resume`] or [`ToEdge::Again`].
+    SegmentPaused {
+        stream: StreamName,
+        number: SegmentNumber,
+    },
     /// Numbers that will never come; at most [`MAX_RANGES`].
     Holes {
         stream: StreamName,

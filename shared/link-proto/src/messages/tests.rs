@@ -96,6 +96,10 @@ fn every_to_hub() -> Vec<ToHub> {
             stream: stream(),
             info: info(),
         },
+        ToHub::SegmentPaused {
+            stream: stream(),
+            number: SegmentNumber(9),
+        },
         ToHub::Holes {
             stream: stream(),
             ranges: vec![range; MAX_RANGES],

@@ -55,6 +55,10 @@ pub(super) fn from_wire(message: wire::ToHub) -> Result<Option<ToHub>, ProtocolE
             stream: check::stream(m.stream)?,
             info: check::segment(m.segment.ok_or(ProtocolError::Missing("segment"))?)?,
         },
+        Kind::SegmentPaused(m) => ToHub::SegmentPaused {
+            stream: check::stream(m.stream)?,
+            number: check::number(m.number)?,
+        },
         Kind::Holes(m) => ToHub::Holes {
             stream: check::stream(m.stream)?,
             ranges: check::numbers(m.ranges)?,
@@ -187,6 +191,10 @@ pub(super) fn to_wire(message: &ToHub) -> wire::ToHub {
         ToHub::SegmentClosed { stream, info } => Kind::SegmentClosed(wire::SegmentClosed {
             stream: stream.to_string(),
             segment: Some(check::segment_to_wire(info)),
+        }),
+        ToHub::SegmentPaused { stream, number } => Kind::SegmentPaused(wire::SegmentPaused {
+            stream: stream.to_string(),
+            number: number.0,
         }),
         ToHub::Holes {
             stream,

@@ -13,8 +13,9 @@ use model::{
 };
 
 use super::{MAX_PARTIALS, MAX_STREAMS};
-use crate::messages::{
-    Chunk, MAX_RANGES, PartEnd, ProtocolError, SegmentStart, Settled, ToEdge, ToHub,
+use crate::{
+    Channel,
+    messages::{Chunk, MAX_RANGES, PartEnd, ProtocolError, SegmentStart, Settled, ToEdge, ToHub},
 };
 
 /// How long an edge holds a segment back that the hub's disk could not take.
@@ -35,10 +36,20 @@ pub enum Job {
         runs: Vec<RunInfo>,
         segments: Vec<SegmentInfo>,
     },
-    /// Begin a segment, or go on with its partial where `offset` is its length. Another one that this stream
-    /// had open stays as a partial.
-    Start(SegmentStart),
-    /// Append to the segment that was begun last.
+    /// Begin a segment, or go on with its partial where `offset` is its length.
+    Start {
+        start: SegmentStart,
+        /// It is what is live now: the live list waits for nothing before it any more.
+        live: bool,
+        /// Stays as a partial: nothing more comes of it for now.
+        instead_of: Option<SegmentNumber>,
+    },
+    /// Nothing more comes of a segment for now: it stays as a partial. Say how far it has come.
+    Pause {
+        stream: StreamName,
+        number: SegmentNumber,
+    },
+    /// Append to a segment that was begun.
     Append {
         stream: StreamName,
         number: SegmentNumber,
@@ -99,6 +110,11 @@ pub enum Outcome {
     },
     /// Begun; bytes may come.
     Started,
+    /// What is here of a segment that was paused.
+    Paused {
+        stream: StreamName,
+        partial: Partial,
+    },
     /// What announced numbers are here already.
     Announced {
         stream: StreamName,
@@ -159,9 +175,16 @@ pub struct Receiver {
 
 #[derive(Debug)]
 enum Stream {
-    Open(Option<Incoming>),
+    Open(Media),
     /// What still comes for it is dropped.
     Refused,
+}
+
+/// The segments that come of a stream: what is live, and beside it backfill.
+#[derive(Debug, Default)]
+struct Media {
+    live: Option<Incoming>,
+    bulk: Option<Incoming>,
 }
 
 #[derive(Debug)]
@@ -185,7 +208,11 @@ impl Receiver {
 
     /// What a message asks for; none where there is nothing to do. An error ends the session: the edge is at
     /// fault.
-    pub fn handle_message(&mut self, message: ToHub) -> Result<Option<Job>, ProtocolError> {
+    pub fn handle_message(
+        &mut self,
+        channel: Channel,
+        message: ToHub,
+    ) -> Result<Option<Job>, ProtocolError> {
         match message {
             ToHub::Hello(_) => Err(ProtocolError::OutOfOrder("hello")),
             ToHub::Enrol { .. } | ToHub::EnrolConfirm => {
@@ -193,7 +220,7 @@ impl Receiver {
             }
             ToHub::StreamOpen { stream } => self.open(stream),
             ToHub::SettledNext { stream, cursor } => {
-                Ok(self.incoming(&stream)?.map(|_| Job::Compare {
+                Ok(self.media(&stream)?.map(|_| Job::Compare {
                     stream,
                     below: cursor,
                 }))
@@ -202,34 +229,35 @@ impl Receiver {
                 stream,
                 runs,
                 segments,
-            } => Ok(self.incoming(&stream)?.map(|_| Job::Announce {
+            } => Ok(self.media(&stream)?.map(|_| Job::Announce {
                 stream,
                 runs,
                 segments,
             })),
-            ToHub::SegmentStart(start) => self.start(start),
-            ToHub::Chunk(chunk) => self.chunk(chunk),
-            ToHub::SegmentClosed { stream, info } => self.closed(stream, info),
+            ToHub::SegmentStart(start) => self.start(channel, start),
+            ToHub::Chunk(chunk) => self.chunk(channel, chunk),
+            ToHub::SegmentClosed { stream, info } => self.closed(channel, stream, info),
+            ToHub::SegmentPaused { stream, number } => self.paused(channel, stream, number),
             ToHub::Holes {
                 stream,
                 ranges,
                 reason,
-            } => Ok(self.incoming(&stream)?.map(|_| Job::Settle {
+            } => Ok(self.media(&stream)?.map(|_| Job::Settle {
                 stream,
                 ranges,
                 reason,
             })),
             ToHub::StreamEnd { stream, last } => {
-                Ok(self.incoming(&stream)?.map(|_| Job::End { stream, last }))
+                Ok(self.media(&stream)?.map(|_| Job::End { stream, last }))
             }
             ToHub::Restamp { stream, segments } => Ok(self
-                .incoming(&stream)?
+                .media(&stream)?
                 .map(|_| Job::Restamp { stream, segments })),
             ToHub::Holding {
                 stream,
                 within,
                 ranges,
-            } => Ok(self.incoming(&stream)?.map(|_| Job::KeepOnly {
+            } => Ok(self.media(&stream)?.map(|_| Job::KeepOnly {
                 stream,
                 within,
                 held: ranges.into_iter().collect(),
@@ -248,16 +276,9 @@ impl Receiver {
                 // The newest are the likeliest to be asked for still.
                 partials.sort_by_key(|partial| std::cmp::Reverse(partial.number));
                 partials.truncate(MAX_PARTIALS);
-                let resume = |partial: &Partial| ToEdge::Resume {
-                    stream: stream.clone(),
-                    number: partial.number,
-                    length: partial.length,
-                    hash: partial.hash,
-                };
                 let mut answers: Vec<_> = partials
                     .iter()
-                    .filter(|partial| (1..=MAX_SEGMENT_BYTES).contains(&partial.length))
-                    .map(resume)
+                    .filter_map(|partial| resume(&stream, partial))
                     .collect();
                 answers.push(ToEdge::Settled(settled_page(stream, &settled, None)));
                 answers
@@ -269,6 +290,9 @@ impl Receiver {
                 settled,
             } => vec![ToEdge::Settled(settled_page(stream, &settled, Some(below)))],
             Outcome::Started => Vec::new(),
+            Outcome::Paused { stream, partial } => {
+                vec![resume(&stream, &partial).unwrap_or_else(|| again(stream, partial.number, 0))]
+            }
             Outcome::Announced {
                 stream,
                 stored,
@@ -357,44 +381,59 @@ impl Receiver {
                 limit: MAX_STREAMS as u64,
             });
         }
-        self.streams.insert(stream.clone(), Stream::Open(None));
+        self.streams
+            .insert(stream.clone(), Stream::Open(Media::default()));
         Ok(Some(Job::Register { stream }))
     }
 
-    /// The segment now coming on a stream; the outer None: the stream was refused.
-    fn incoming(
-        &mut self,
-        stream: &StreamName,
-    ) -> Result<Option<&mut Option<Incoming>>, ProtocolError> {
+    /// What comes of a stream; None: the stream was refused.
+    fn media(&mut self, stream: &StreamName) -> Result<Option<&mut Media>, ProtocolError> {
         match self.streams.get_mut(stream) {
-            Some(Stream::Open(incoming)) => Ok(Some(incoming)),
+            Some(Stream::Open(media)) => Ok(Some(media)),
             Some(Stream::Refused) => Ok(None),
             None => Err(ProtocolError::OutOfOrder("a stream that was not opened")),
         }
     }
 
-    fn start(&mut self, start: SegmentStart) -> Result<Option<Job>, ProtocolError> {
-        Ok(self.incoming(&start.stream)?.map(|incoming| {
-            *incoming = Some(Incoming {
-                number: start.number,
-                offset: start.offset,
-                answered: false,
-            });
-            Job::Start(start)
+    fn start(
+        &mut self,
+        channel: Channel,
+        start: SegmentStart,
+    ) -> Result<Option<Job>, ProtocolError> {
+        let Some(media) = self.media(&start.stream)? else {
+            return Ok(None);
+        };
+        let (slot, other) = media.of(channel)?;
+        // What still comes of it on the other channel was sent before this.
+        if let Some(other) = other.as_mut().filter(|o| o.number == start.number) {
+            other.answered = true;
+        }
+        let before = slot.replace(Incoming {
+            number: start.number,
+            offset: start.offset,
+            answered: false,
+        });
+        Ok(Some(Job::Start {
+            live: channel == Channel::Live,
+            instead_of: before
+                .filter(|before| !before.answered && before.number != start.number)
+                .map(|before| before.number),
+            start,
         }))
     }
 
-    fn chunk(&mut self, chunk: Chunk) -> Result<Option<Job>, ProtocolError> {
+    fn chunk(&mut self, channel: Channel, chunk: Chunk) -> Result<Option<Job>, ProtocolError> {
         let unexpected = |why| ProtocolError::Unexpected {
             what: "chunk",
             stream: chunk.stream.clone(),
             number: chunk.number,
             why,
         };
-        let Some(incoming) = self.incoming(&chunk.stream)? else {
+        let Some(media) = self.media(&chunk.stream)? else {
             return Ok(None);
         };
-        let Some(incoming) = incoming
+        let (slot, _) = media.of(channel)?;
+        let Some(incoming) = slot
             .as_mut()
             .filter(|incoming| incoming.number == chunk.number)
         else {
@@ -417,37 +456,93 @@ impl Receiver {
 
     fn closed(
         &mut self,
+        channel: Channel,
         stream: StreamName,
         info: SegmentInfo,
     ) -> Result<Option<Job>, ProtocolError> {
-        let unexpected = |why| ProtocolError::Unexpected {
-            what: "end of segment",
-            stream: stream.clone(),
-            number: info.number,
-            why,
-        };
-        let Some(slot) = self.incoming(&stream)? else {
+        let what = "end of segment";
+        let Some(incoming) = self.take(channel, &stream, info.number, what)? else {
             return Ok(None);
         };
-        let Some(incoming) = slot.take_if(|incoming| incoming.number == info.number) else {
-            return Err(unexpected("the segment was not started"));
-        };
-        if incoming.answered {
-            return Ok(None);
-        }
         if incoming.offset != info.bytes {
-            return Err(unexpected("its length is not what was sent"));
+            return Err(ProtocolError::Unexpected {
+                what,
+                stream,
+                number: info.number,
+                why: "its length is not what was sent",
+            });
         }
         Ok(Some(Job::Close { stream, info }))
     }
 
+    fn paused(
+        &mut self,
+        channel: Channel,
+        stream: StreamName,
+        number: SegmentNumber,
+    ) -> Result<Option<Job>, ProtocolError> {
+        let incoming = self.take(channel, &stream, number, "pause of segment")?;
+        Ok(incoming.map(|_| Job::Pause { stream, number }))
+    }
+
+    /// The segment of which nothing more comes on this channel; None where its answer is given.
+    fn take(
+        &mut self,
+        channel: Channel,
+        stream: &StreamName,
+        number: SegmentNumber,
+        what: &'static str,
+    ) -> Result<Option<Incoming>, ProtocolError> {
+        let Some(media) = self.media(stream)? else {
+            return Ok(None);
+        };
+        let (slot, _) = media.of(channel)?;
+        match slot.take_if(|incoming| incoming.number == number) {
+            Some(incoming) => Ok(Some(incoming).filter(|incoming| !incoming.answered)),
+            None => Err(ProtocolError::Unexpected {
+                what,
+                stream: stream.clone(),
+                number,
+                why: "the segment was not started",
+            }),
+        }
+    }
+
     fn answered(&mut self, stream: &StreamName, number: SegmentNumber) {
-        if let Some(Stream::Open(Some(incoming))) = self.streams.get_mut(stream)
-            && incoming.number == number
-        {
+        let Some(Stream::Open(media)) = self.streams.get_mut(stream) else {
+            return;
+        };
+        let both = [&mut media.live, &mut media.bulk].into_iter().flatten();
+        for incoming in both.filter(|incoming| incoming.number == number) {
             incoming.answered = true;
         }
     }
+}
+
+/// What comes on a channel.
+type Slot = Option<Incoming>;
+
+impl Media {
+    /// What comes on this channel, and what on the other one.
+    fn of(&mut self, channel: Channel) -> Result<(&mut Slot, &mut Slot), ProtocolError> {
+        match channel {
+            Channel::Live => Ok((&mut self.live, &mut self.bulk)),
+            Channel::Bulk => Ok((&mut self.bulk, &mut self.live)),
+            Channel::Control => Err(ProtocolError::OutOfOrder("media among control messages")),
+        }
+    }
+}
+
+/// None where there is nothing to go on from.
+fn resume(stream: &StreamName, partial: &Partial) -> Option<ToEdge> {
+    (1..=MAX_SEGMENT_BYTES)
+        .contains(&partial.length)
+        .then(|| ToEdge::Resume {
+            stream: stream.clone(),
+            number: partial.number,
+            length: partial.length,
+            hash: partial.hash,
+        })
 }
 
 fn again(stream: StreamName, number: SegmentNumber, wait_ms: u32) -> ToEdge {

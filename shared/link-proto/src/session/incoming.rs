@@ -121,7 +121,7 @@ impl Session {
                         self.bytes_sent,
                         &feedback,
                     );
-                    self.pacer.set_rate(now, self.rate.rate());
+                    self.pacer.set_rate(now, self.paced_rate());
                     self.watch_reordering(feedback.reordered);
                     if let Some(rto) = self.rate.least_rto() {
                         for lane in &mut self.lanes {
@@ -197,7 +197,7 @@ impl Session {
         if self.state == State::Silent {
             self.state = State::Open;
             self.rate.after_silence();
-            self.pacer.set_rate(now, self.rate.rate());
+            self.pacer.set_rate(now, self.paced_rate());
         }
         for lane in &self.lanes {
             let (sent, resent) = lane.conversation.counts();

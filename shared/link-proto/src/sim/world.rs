@@ -170,15 +170,10 @@ impl World {
     /// Drains what endpoints have to send, jumps to the next event and lets it happen. `false`: nothing will
     /// ever happen again.
     pub fn step(&mut self) -> bool {
-        self.drain();
-        let hub = self.hub.poll_timeout();
-        let edges = self
-            .edges
-            .iter_mut()
-            .filter_map(|edge| edge.endpoint.poll_timeout());
-        let Some(next) = edges.chain(hub).chain(self.network.next()).min() else {
+        let Some(next) = self.next_event() else {
             return false;
         };
+        let hub = self.hub.poll_timeout();
         self.steps += 1;
         if next > self.now {
             self.now = next;
@@ -208,6 +203,17 @@ impl World {
         }
         self.drain();
         true
+    }
+
+    /// When the next step is; `None`: nothing will ever happen again.
+    pub fn next_event(&mut self) -> Option<Instant> {
+        self.drain();
+        let hub = self.hub.poll_timeout();
+        let edges = self
+            .edges
+            .iter_mut()
+            .filter_map(|edge| edge.endpoint.poll_timeout());
+        edges.chain(hub).chain(self.network.next()).min()
     }
 
     /// Steps until `done` says so, at most for `limit`; whether it did. `react` gets each event and may give

@@ -2,15 +2,20 @@
 //!
 //! Whoever calls waits for the disk: never the loop (`worker.rs` says who does).
 
-use std::{collections::HashMap, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::RangeInclusive,
+};
 
 use bytes::Bytes;
 use link_proto::{
-    SessionId,
+    Channel, SessionId,
     messages::{ProtocolError, SegmentStart, ToEdge, ToHub},
     replicate::receiver::{Job, Outcome, Partial, Receiver},
 };
-use model::{DeviceName, HoleReason, RangeSet, RunInfo, SegmentInfo, SegmentNumber, StreamName};
+use model::{
+    DeviceName, HoleReason, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName,
+};
 use store::{Announced, OpenSegment, SegmentWriter, Store, StoreError};
 
 use super::worker::{Clerk, Done, Work};
@@ -21,8 +26,8 @@ pub(super) struct Desk {
     session: SessionId,
     device: DeviceName,
     receiver: Receiver,
-    /// The segment that each stream is writing.
-    writers: HashMap<StreamName, SegmentWriter>,
+    /// The segments that each stream is writing: what is live, and backfill beside it.
+    writers: HashMap<StreamName, BTreeMap<SegmentNumber, Writing>>,
     /// The run last entered for each stream.
     runs: HashMap<StreamName, RunInfo>,
     /// For each open stream the lowest number that was not used as this session opened it: what the edge says
@@ -53,7 +58,7 @@ impl Clerk for Desk {
                 message,
             } => {
                 let bytes = message.len();
-                match self.message(message) {
+                match self.message(channel, message) {
                     Ok(answers) => {
                         let taken = Done::Taken {
                             session,
@@ -78,6 +83,11 @@ impl Clerk for Desk {
     }
 }
 
+struct Writing {
+    writer: SegmentWriter,
+    live: bool,
+}
+
 impl Desk {
     pub(super) fn new(store: Store, session: SessionId, device: DeviceName) -> Self {
         Self {
@@ -92,12 +102,12 @@ impl Desk {
         }
     }
 
-    fn message(&mut self, message: Bytes) -> Result<Vec<ToEdge>, Fault> {
+    fn message(&mut self, channel: Channel, message: Bytes) -> Result<Vec<ToEdge>, Fault> {
         let Some(message) = ToHub::decode(message)? else {
             tracing::debug!(device = %self.device, "a message of a later version");
             return Ok(Vec::new());
         };
-        let Some(job) = self.receiver.handle_message(message)? else {
+        let Some(job) = self.receiver.handle_message(channel, message)? else {
             return Ok(Vec::new());
         };
         Ok(self
@@ -119,11 +129,32 @@ impl Desk {
                 runs,
                 segments,
             } => self.announce(stream, &runs, segments)?,
-            Job::Start(start) => {
+            Job::Start {
+                start,
+                live,
+                instead_of,
+            } => {
                 let (stream, number) = (start.stream.clone(), start.number);
-                self.writers.remove(&stream);
-                self.start_segment(&start)
+                for number in instead_of.into_iter().chain([number]) {
+                    self.take_writer(&stream, number);
+                }
+                self.start_segment(&start, live)
                     .unwrap_or_else(|error| self.failed("begin", stream, number, &error))
+            }
+            Job::Pause { stream, number } => {
+                let writing = self.take_writer(&stream, number);
+                let (length, hash) = match &writing {
+                    Some(Writing { writer, .. }) => (writer.bytes(), writer.hash()),
+                    None => (0, SegmentHash::of(&[])),
+                };
+                Outcome::Paused {
+                    stream,
+                    partial: Partial {
+                        number,
+                        length,
+                        hash,
+                    },
+                }
             }
             Job::Append {
                 stream,
@@ -131,17 +162,20 @@ impl Desk {
                 data,
                 part_end,
             } => {
-                let appended = match self.writers.get_mut(&stream) {
+                let writing = self.writers.get_mut(&stream);
+                let appended = match writing.and_then(|writing| writing.get_mut(&number)) {
                     None => Ok(()),
-                    Some(writer) => writer.append(&data).and_then(|()| match part_end {
-                        Some(end) => writer.finish_part(end.duration, end.independent),
-                        None => Ok(()),
-                    }),
+                    Some(Writing { writer, .. }) => {
+                        writer.append(&data).and_then(|()| match part_end {
+                            Some(end) => writer.finish_part(end.duration, end.independent),
+                            None => Ok(()),
+                        })
+                    }
                 };
                 let Err(error) = appended else {
                     return Ok(None);
                 };
-                self.writers.remove(&stream);
+                self.take_writer(&stream, number);
                 self.failed("write", stream, number, &error)
             }
             Job::Close { stream, info } => self.close_segment(stream, &info),
@@ -291,7 +325,7 @@ impl Desk {
         Ok(())
     }
 
-    fn start_segment(&mut self, start: &SegmentStart) -> Result<Outcome, StoreError> {
+    fn start_segment(&mut self, start: &SegmentStart, live: bool) -> Result<Outcome, StoreError> {
         let (stream, number) = (start.stream.clone(), start.number);
         let writer = match self.store.resume_segment(&stream, number)? {
             Some(partial) if start.offset > 0 && partial.bytes() == start.offset => partial,
@@ -323,8 +357,22 @@ impl Desk {
                 }
             }
         };
-        self.writers.insert(stream, writer);
+        if live {
+            self.store.go_on_live_at(&stream, number)?;
+        }
+        let writing = self.writers.entry(stream).or_default();
+        writing.insert(number, Writing { writer, live });
         Ok(Outcome::Started)
+    }
+
+    /// The segment is not written any more; it stays as a partial where the writer is only dropped.
+    fn take_writer(&mut self, stream: &StreamName, number: SegmentNumber) -> Option<Writing> {
+        let writing = self.writers.get_mut(stream)?;
+        let taken = writing.remove(&number);
+        if writing.is_empty() {
+            self.writers.remove(stream);
+        }
+        taken
     }
 
     /// A segment was begun whose number (or run) is used here.
@@ -349,9 +397,13 @@ impl Desk {
 
     fn close_segment(&mut self, stream: StreamName, info: &SegmentInfo) -> Outcome {
         let number = info.number;
-        let Some(writer) = self.writers.remove(&stream) else {
+        let Some(Writing { writer, live }) = self.take_writer(&stream, number) else {
             return Outcome::Unusable { stream, number };
         };
+        // Something before it may have been announced since it began.
+        if live && let Err(error) = self.store.go_on_live_at(&stream, number) {
+            return self.failed("list", stream, number, &error);
+        }
         match writer.close(info.duration, Some((info.bytes, info.hash))) {
             Ok(_) => Outcome::Stored { stream, number },
             Err(error @ StoreError::Segment { .. }) => {

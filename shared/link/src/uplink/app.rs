@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    HubTime, HubTimeTaker, LinkState, UplinkConfig, UplinkStatus,
+    HubTime, HubTimeTaker, LinkState, Orders, UplinkConfig, UplinkStatus,
     disk::{self, Answer, Disk, Work},
 };
 use crate::{
@@ -50,6 +50,9 @@ pub(super) struct Uplink {
     waiting: Option<Command>,
     scan: Scan,
     changes: watch::Receiver<u64>,
+    orders: watch::Receiver<Orders>,
+    /// They have changed.
+    ordered: bool,
     /// Messages dealt with whose credit is given once the disk thread keeps up.
     owed: Vec<(Channel, usize)>,
     plan: ResolvePlan,
@@ -110,6 +113,7 @@ struct Scan {
 pub(super) enum Input {
     Answer(Answer),
     Changed,
+    Ordered,
     Resolved(std::io::Result<SocketAddr>),
     Looked(Reach),
     Shutdown,
@@ -129,6 +133,7 @@ impl Uplink {
         let now = Instant::now();
         let disk =
             disk::start(store.clone()).map_err(LinkError::io("failed to start the disk thread"))?;
+        let orders = config.orders.clone();
         let mut plan = ResolvePlan::default();
         plan.due(now, 0);
         Ok(Self {
@@ -142,6 +147,8 @@ impl Uplink {
                 not_before: now,
             },
             changes: store.changes(),
+            orders,
+            ordered: true,
             owed: Vec::new(),
             plan,
             resolved: mpsc::channel(1),
@@ -363,7 +370,11 @@ impl Uplink {
             };
         }
         loop {
-            let Some(command) = self.waiting.take().or_else(|| self.sender.poll_command()) else {
+            let Some(command) = self
+                .waiting
+                .take()
+                .or_else(|| self.sender.poll_command(now))
+            else {
                 return;
             };
             if let Err(mpsc::error::TrySendError::Full(Work::Do(command))) =
@@ -375,13 +386,31 @@ impl Uplink {
         }
     }
 
+    /// Takes new orders over.
+    fn obey(&mut self, now: Instant, endpoint: &mut EdgeEndpoint) {
+        if std::mem::take(&mut self.ordered) {
+            let orders = self.orders.borrow_and_update().clone();
+            endpoint.set_max_rate(now, orders.max_rate_bps);
+            self.sender.set_policy(orders.policy);
+        }
+    }
+
     fn send(&mut self, now: Instant, endpoint: &mut EdgeEndpoint) {
         let Phase::Up(session) = self.phase else {
             return;
         };
+        let under_way = || {
+            let stats = endpoint.stats(session).unwrap_or_default();
+            (stats.outstanding_bytes, stats.rate_bps)
+        };
+        if self.sender.wants_renewal(now, under_way) {
+            tracing::info!("the line has become too slow for what is under way: live begins anew");
+            endpoint.renew_channels(now);
+            return;
+        }
         for channel in Channel::ALL {
             while endpoint.send_budget(session, channel) > 0 {
-                let Some(message) = self.sender.poll_message(channel) else {
+                let Some(message) = self.sender.poll_message(now, channel) else {
                     break;
                 };
                 if let Err(error) = endpoint.send(now, session, channel, message.encode()) {
@@ -428,6 +457,8 @@ impl Uplink {
                 new_bytes_sent: progress.new_bytes_sent,
                 ..Counters::of(endpoint.counters(), &self.socket)
             },
+            progress,
+            held_back: self.orders.borrow().held_back.clone(),
         };
         self.status.send_if_modified(|shown| {
             let changed = *shown != status;
@@ -487,6 +518,7 @@ impl Application<EdgeEndpoint> for Uplink {
             Some(reach) = self.reach.1.recv() => Some(Input::Looked(reach)),
             // The store's end of it lives as long as the disk thread.
             Ok(()) = self.changes.changed() => Some(Input::Changed),
+            Ok(()) = self.orders.changed() => Some(Input::Ordered),
         }
     }
 
@@ -518,6 +550,7 @@ impl Application<EdgeEndpoint> for Uplink {
                 self.sender.changed();
                 self.scan.wanted = true;
             }
+            Input::Ordered => self.ordered = true,
             Input::Resolved(address) => {
                 self.resolving = false;
                 match address {
@@ -611,6 +644,7 @@ impl Application<EdgeEndpoint> for Uplink {
             self.sender.handle_timeout(now);
         }
         self.look_why(now);
+        self.obey(now, endpoint);
         self.hand_out_work(now);
         self.send(now, endpoint);
         // What was sent makes room for reading ahead.

@@ -13,7 +13,7 @@ use link_proto::{
     messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED},
     replicate::{
         MAX_STREAMS,
-        sender::{Command, Held, LOOK_LIMIT, Looked, OpenFacts, READ_BYTES, Sender},
+        sender::{Command, Held, LOOK_LIMIT, Looked, NEWEST_LIMIT, OpenFacts, READ_BYTES, Sender},
     },
 };
 use model::{RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
@@ -44,7 +44,7 @@ pub(super) enum Answer {
     Looked {
         ticket: u64,
         stream: StreamName,
-        looked: Option<Looked>,
+        looked: Option<Box<Looked>>,
     },
     Listed {
         ticket: u64,
@@ -79,7 +79,7 @@ impl Answer {
                 ticket,
                 stream,
                 looked,
-            } => sender.handle_looked(now, ticket, &stream, looked),
+            } => sender.handle_looked(now, ticket, &stream, looked.map(|looked| *looked)),
             Self::Listed {
                 ticket,
                 stream,
@@ -168,7 +168,7 @@ fn carry_out(store: &Store, failed: &mut Failed, work: Work) -> Option<Answer> {
                 {
                     looked.restamped.clear();
                 }
-                looked
+                Box::new(looked)
             }),
             stream,
         },
@@ -341,8 +341,14 @@ fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
         parts: view.parts,
     });
     let mut page = store.unshipped(stream, SegmentNumber(0), LOOK_LIMIT)?;
+    let mut newest = match page.len() {
+        LOOK_LIMIT => store.newest_unshipped(stream, NEWEST_LIMIT)?,
+        // They are in the page.
+        _ => Vec::new(),
+    };
     page.retain(|info| !is_waiting(&waiting, info.number));
-    let of_page = page.iter().map(|info| info.run);
+    newest.retain(|info| !is_waiting(&waiting, info.number));
+    let of_page = page.iter().chain(&newest).map(|info| info.run);
     Ok(Looked {
         runs: runs(
             store,
@@ -351,6 +357,8 @@ fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
         )?,
         open,
         page,
+        live: store.is_live_source(stream),
+        newest,
         holes: store.gone(stream)?,
         ending,
         restamped: store.restamped(stream, MAX_RESTAMPED)?,

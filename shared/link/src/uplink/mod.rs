@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use link_proto::{EdgeConfig, EdgeEndpoint};
+pub use link_proto::replicate::sender::{Allowed, DEFAULT_LIVE_DEADLINE, MAX_WEIGHT, Policy};
+use link_proto::{EdgeConfig, EdgeEndpoint, replicate::sender::Progress};
 use model::{DeviceName, SegmentNumber, StreamName, WallTime};
 use store::Store;
 use tokio::sync::watch;
@@ -36,6 +37,24 @@ pub struct UplinkConfig {
     pub key: KeyPair,
     /// After this long without an answer the hub counts as unreachable. Default [`crate::ANSWER_TIMEOUT`].
     pub answer_timeout: Duration,
+    /// What goes before what, and what may go at all; may change while the uplink runs. [`default_orders`] where
+    /// nobody gives any.
+    pub orders: watch::Receiver<Orders>,
+}
+
+/// What the operator, or a budget, wants of the line.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Orders {
+    pub policy: Policy,
+    /// Bits per second that go out at most, in UDP payloads. Default: what the line carries.
+    pub max_rate_bps: Option<u64>,
+    /// What `policy.allowed` holds back, why and until when, in words.
+    pub held_back: Option<String>,
+}
+
+/// Orders that never change.
+pub fn default_orders() -> watch::Receiver<Orders> {
+    watch::channel(Orders::default()).1
 }
 
 /// The hub's clock, as its welcome told it.
@@ -87,6 +106,10 @@ pub struct UplinkStatus {
     /// Share of datagrams that did not arrive lately, 0 to 1.
     pub loss: f32,
     pub counters: Counters,
+    /// What was sent, by class.
+    pub progress: Progress,
+    /// What is held back, why and until when.
+    pub held_back: Option<String>,
 }
 
 /// Ships what the store holds until `shutdown`; then says `Bye` and returns. Never ends by itself on a lost

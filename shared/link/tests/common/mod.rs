@@ -161,6 +161,7 @@ impl Edge {
             hub_key: hub.key.public,
             key,
             answer_timeout: Duration::from_millis(500),
+            orders: link::uplink::default_orders(),
         };
         Self::start_with(config)
     }

@@ -20,6 +20,21 @@ pub(crate) fn list_unshipped(
     )
 }
 
+/// The newest of them, ascending.
+pub(crate) fn list_newest_unshipped(
+    c: &Connection,
+    stream: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<SegmentRow>> {
+    let mut rows = collect(
+        c,
+        "INDEXED BY segment_unshipped WHERE stream = ?1 AND state = 1 AND stored = 0 ORDER BY number DESC LIMIT ?2",
+        params![stream, limit as i64],
+    )?;
+    rows.reverse();
+    Ok(rows)
+}
+
 /// How many segments the hub has not settled, and their bytes.
 pub(crate) fn count_unshipped(c: &Connection, stream: i64) -> rusqlite::Result<(u64, u64)> {
     c.prepare_cached(

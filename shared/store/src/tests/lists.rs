@@ -196,3 +196,48 @@ fn a_grace_from_a_clock_years_ahead_is_cut_at_the_next_start() {
         "{left} ms"
     );
 }
+
+#[test]
+fn live_goes_on_at_once_where_the_edge_says_and_recordings_heal_later() {
+    let mut site = Site::hub();
+    let announced = [1, 2, 3, 4, 5].map(|number| crate::Announced {
+        info: info_of(number, 1),
+    });
+    site.store().announce(&gate(), &announced).unwrap();
+    put(site.store(), 1, 1);
+    // Of 2 a part came, as live; 3 and 4 are too old.
+    site.store().go_on_live_at(&gate(), n(2)).unwrap();
+    let mut writer = site.store().open_segment(&gate(), open(2, 1)).unwrap();
+    writer.append(&bytes_of(2)[..100]).unwrap();
+    drop(writer);
+    site.store().go_on_live_at(&gate(), n(5)).unwrap();
+    assert_eq!(site.listed(), ["1.ts"]);
+    // Backfill that is sooner than the end of 5 does not come before it.
+    put(site.store(), 3, 1);
+    assert_eq!(site.listed(), ["1.ts"]);
+    site.restart();
+    put(site.store(), 5, 1);
+    let listed = site.listed();
+    let ends = (listed.first().unwrap(), listed.last().unwrap());
+    assert_eq!(ends, (&"1.ts".to_owned(), &"5.ts".to_owned()));
+    let gaps = listed.iter().filter(|uri| uri.starts_with("gap-")).count();
+    assert_eq!((gaps, listed.len()), (3, 5), "{listed:?}");
+    put(site.store(), 4, 1);
+    site.store()
+        .resume_segment(&gate(), n(2))
+        .unwrap()
+        .unwrap()
+        .discard()
+        .unwrap();
+    put(site.store(), 2, 1);
+    assert_eq!(site.listed(), listed, "what was listed stays");
+    let recording = site.store().recording(&gate(), None, None).unwrap();
+    let text = String::from_utf8(recording.unwrap().text.to_vec()).unwrap();
+    let here = text.lines().filter(|line| line.ends_with(".ts")).count();
+    assert_eq!(here, 5, "{text}");
+    // In order nothing is stepped over.
+    put(site.store(), 6, 1);
+    site.store().go_on_live_at(&gate(), n(7)).unwrap();
+    put(site.store(), 7, 1);
+    assert_eq!(site.listed().len(), 7);
+}

@@ -11,6 +11,8 @@ use super::MAX_UNACKNOWLEDGED;
 
 /// Segments a look-up lists: all unacknowledged ones and as many to come.
 pub const LOOK_LIMIT: usize = 2 * MAX_UNACKNOWLEDGED;
+/// Newest segments that a look-up lists beside the oldest: what may be live still.
+pub const NEWEST_LIMIT: usize = 16;
 /// Bytes read at one go: enough to make the reading cheap.
 pub const READ_BYTES: u64 = 256 * 1024;
 
@@ -95,6 +97,11 @@ pub struct Looked {
     pub open: Option<OpenFacts>,
     /// The oldest closed segments that the hub has not settled, ascending, at most [`LOOK_LIMIT`].
     pub page: Vec<SegmentInfo>,
+    /// A source that can't wait writes the stream now: what is newest goes before the rest.
+    pub live: bool,
+    /// The newest closed segments that the hub has not settled, ascending, at most [`NEWEST_LIMIT`]; some may be
+    /// in the page too.
+    pub newest: Vec<SegmentInfo>,
     /// The runs of all of them.
     pub runs: Vec<RunInfo>,
     /// Numbers that will never come.

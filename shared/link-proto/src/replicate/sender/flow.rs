@@ -4,7 +4,8 @@ use std::{collections::VecDeque, ops::Range};
 
 use bytes::Bytes;
 use model::{
-    MediaTime, PartInfo, RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName, WallTime,
+    MediaDuration, MediaTime, PartInfo, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
+    StreamName, WallTime,
 };
 
 use super::{OpenFacts, READ_BYTES};
@@ -28,6 +29,10 @@ pub(super) struct Flow {
     state: State,
     /// Offset of the next byte to send.
     sent: u64,
+    /// Media before the first part that is not sent whole.
+    sent_media: MediaDuration,
+    /// It was begun since the one before it was demoted: this one is let through.
+    pub(super) is_spared: bool,
     /// Bytes that can be read.
     available: u64,
     /// Complete parts that are not sent whole, ascending.
@@ -100,6 +105,8 @@ impl Flow {
             independent: facts.independent,
             state: State::Starting,
             sent: 0,
+            sent_media: MediaDuration::ZERO,
+            is_spared: false,
             available: 0,
             parts: VecDeque::new(),
             closed: None,
@@ -126,11 +133,14 @@ impl Flow {
     /// More parts of the open segment are complete.
     pub(super) fn grow(&mut self, parts: &[PartInfo]) {
         let end = |part: &PartInfo| part.offset.saturating_add(part.bytes);
-        self.parts = parts
+        let (sent, unsent): (Vec<_>, Vec<_>) = parts
             .iter()
-            .filter(|part| end(part) > self.sent)
             .copied()
-            .collect();
+            .partition(|part| end(part) <= self.sent);
+        self.parts = unsent.into();
+        self.sent_media = sent
+            .iter()
+            .fold(MediaDuration::ZERO, |sum, part| sum + part.duration);
         self.available = self.available.max(parts.last().map_or(0, end));
     }
 
@@ -143,6 +153,52 @@ impl Flow {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.is_some()
+    }
+
+    /// Where the media begins that is not sent, by the segment's wall time.
+    pub(super) fn unsent_since(&self) -> WallTime {
+        let sent = match self.closed {
+            Some(info) if info.bytes > 0 => {
+                let share = i128::from(info.duration.0) * i128::from(self.sent);
+                MediaDuration((share / i128::from(info.bytes)) as i64)
+            }
+            _ => self.sent_media,
+        };
+        self.wall_start.plus(sent)
+    }
+
+    /// Less than half of what there is of it has been sent.
+    pub(super) fn is_barely_begun(&self) -> bool {
+        self.sent < self.available.div_ceil(2)
+    }
+
+    /// Whether the hub was told of it.
+    pub(super) fn is_said(&self) -> bool {
+        matches!(self.state, State::Sending | State::Finished)
+    }
+
+    /// The beginning that the hub has, while it is not known to be ours.
+    pub(super) fn unchecked_partial(&self) -> Option<(u64, SegmentHash)> {
+        match self.state {
+            State::Hashing { length, hash, .. } => Some((length, hash)),
+            _ => None,
+        }
+    }
+
+    /// Whether there is a message now.
+    pub(super) fn is_ready(&self) -> bool {
+        match self.state {
+            State::Hashing { .. } | State::Finished => false,
+            State::Starting => true,
+            State::Sending => {
+                !self.buffered.is_empty() || self.closed.is_some_and(|info| info.bytes == self.sent)
+            }
+        }
+    }
+
+    /// A live one of which more is there than was sent.
+    pub(super) fn is_live_unsent(&self) -> bool {
+        self.channel == Channel::Live && self.sent < self.available
     }
 
     /// All was said; the bytes of the segment.
@@ -259,7 +315,9 @@ impl Flow {
             .front()
             .is_some_and(|part| part.offset + part.bytes <= self.sent)
         {
-            self.parts.pop_front();
+            if let Some(part) = self.parts.pop_front() {
+                self.sent_media += part.duration;
+            }
         }
     }
 }

@@ -1,25 +1,25 @@
 //! The edge's half: what to look up, read and send, so that the hub gets what it lacks.
 //!
 //! Per stream: compare with what is settled at the hub, tell what is still to come, announce what the hub has
-//! not confirmed, then ship oldest first; the
-//! open segment goes part by part once everything before it has been sent. Streams take turns. Closed
-//! segments go by the bulk channel, live ones by the live channel; a stream changes channels only when all
-//! it sent on the other one is settled, so the hub gets a stream's segments in order.
+//! not confirmed, then ship. What a live source records goes by the live channel, part by part as it is cut, in
+//! order while it is younger than the deadline. What is older is demoted to backfill, and live goes on at the
+//! newest segment: late, never lost. Backfill goes by the bulk channel, beside live, oldest first; what a
+//! source that can wait records is backfill as soon as it is closed. Streams share each class by weight.
 //!
 //! The shell holds the store: it carries out [`Command`]s in the order in which it gets them and brings the
 //! answers back. An answer that nothing waits for any more is dropped by its `ticket`.
 //!
 //! Keeps invariants 3 (only the hub's word settles a segment) and 5 (reads ahead, unacknowledged segments
 //! and queues have named limits). Which bytes of a segment go next is [`flow`]'s business, what is known of
-//! a stream [`stream`]'s; [`command`] has the words for the shell.
+//! a stream [`stream`]'s, what goes before what [`schedule`]'s; [`command`] has the words for the shell.
 
 mod command;
 mod flow;
+mod schedule;
 mod stream;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ops::Bound,
     time::{Duration, Instant},
 };
 
@@ -31,14 +31,18 @@ use crate::{
     Channel,
     messages::{ProtocolError, ToEdge, ToHub},
 };
-pub use command::{Command, Held, LOOK_LIMIT, Looked, OpenFacts, READ_BYTES};
+pub use command::{Command, Held, LOOK_LIMIT, Looked, NEWEST_LIMIT, OpenFacts, READ_BYTES};
 use flow::Flow;
+use schedule::Turns;
+pub use schedule::{Allowed, DEFAULT_LIVE_DEADLINE, MAX_WEIGHT, Policy};
 pub use stream::MAX_ANNOUNCED_AHEAD;
-use stream::{Collision, Phase, Stream};
+use stream::{Collision, Next, Phase, Stream};
 
-/// Most segments that were sent or are being sent and that the hub has not settled.
+/// Most segments that were sent or are being sent and that the hub has not settled; live may have as many again,
+/// so that a backlog never holds it up.
 pub const MAX_UNACKNOWLEDGED: usize = 64;
-/// With this many bytes in segments sent whole and not settled, no other segment is begun.
+/// With this many bytes in segments sent whole and not settled, no other segment is begun as backfill; with
+/// twice as many, none at all.
 pub const MAX_UNACKNOWLEDGED_BYTES: u64 = 64 << 20;
 /// Most bytes read ahead of the link over all streams, with those being read.
 pub const MAX_READ_AHEAD: u64 = 4 << 20;
@@ -48,6 +52,10 @@ const ENOUGH_QUEUED: usize = 32;
 const MAX_BULK_FLOWS: usize = 2;
 /// Commands that wait for the shell from which on no message should be taken.
 const MAX_COMMANDS: usize = 1_024;
+/// Where more than this is under way when a live segment is demoted, newer ones would come too late behind it.
+const MAX_UNDER_WAY: Duration = Duration::from_secs(2);
+/// Channels are renewed for that at most this often: each time what is under way goes again.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(10);
 /// A segment that could not be read, or vanished, is looked for again after this.
 const READ_WAIT: Duration = Duration::from_secs(1);
 /// A segment whose bytes could not be read this often is given up.
@@ -65,6 +73,11 @@ pub struct Progress {
     pub segments_stored: u64,
     /// Media bytes sent for the first time: what goes again counts once.
     pub new_bytes_sent: u64,
+    /// Media bytes sent as live, and as backfill; what goes again counts again.
+    pub live_bytes: u64,
+    pub backfill_bytes: u64,
+    /// Live segments that grew too old on their way or before it, and became backfill.
+    pub segments_demoted: u64,
 }
 
 /// See the module. Lives as long as the uplink; sessions come and go.
@@ -76,13 +89,20 @@ pub struct Sender {
     flows: VecDeque<Flow>,
     commands: VecDeque<Command>,
     control: VecDeque<ToHub>,
+    /// What to say on the live channel of segments that were demoted on their way; at most one of a stream.
+    pauses: VecDeque<ToHub>,
+    policy: Policy,
+    /// A live segment was demoted on its way since the channels were last thought of.
+    has_demoted: bool,
+    /// The channels are not renewed again before this.
+    renew_not_before: Option<Instant>,
+    live_turns: Turns,
+    bulk_turns: Turns,
     connected: bool,
     /// The last ticket given to a command or flow.
     last_ticket: u64,
     /// Something has changed that may let a segment begin.
     may_begin: bool,
-    /// The stream whose segment was last begun on the bulk channel.
-    last_bulk: Option<StreamName>,
     progress: Progress,
     /// What the hub has not seen used, by stream, as of its welcome.
     floors: BTreeMap<StreamName, SegmentNumber>,
@@ -95,6 +115,16 @@ pub struct Sender {
 impl Sender {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What goes before what, and what may go, from now on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+        self.may_begin = true;
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// A session is welcome at the hub, or its channels were renewed: compares everything anew.
@@ -146,6 +176,7 @@ impl Sender {
                 length,
                 hash,
             } => {
+                self.may_begin = true;
                 if let Some(stream) = self.streams.get_mut(&stream) {
                     stream.partial(number, length, hash);
                 }
@@ -169,6 +200,8 @@ impl Sender {
             }
             ToEdge::StreamRefused { stream, reason } => {
                 self.flows.retain(|flow| flow.stream != stream);
+                self.pauses
+                    .retain(|pause| !matches!(pause, ToHub::SegmentPaused { stream: of, .. } if *of == stream));
                 if let Some(state) = self.streams.get_mut(&stream) {
                     *state = Stream::default();
                     state.phase = Phase::Refused {
@@ -248,7 +281,8 @@ impl Sender {
             if flow.stream != *stream {
                 return true;
             }
-            if let Some(info) = looked.page.iter().find(|info| info.number == flow.number) {
+            let closed = looked.page.iter().chain(&looked.newest);
+            if let Some(info) = closed.clone().find(|info| info.number == flow.number) {
                 return flow.close(*info);
             }
             match &looked.open {
@@ -256,7 +290,11 @@ impl Sender {
                     flow.grow(&open.parts);
                     true
                 }
-                _ => false,
+                // Between the oldest and the newest not all is listed.
+                _ => {
+                    let last = looked.page.last().map(|info| info.number);
+                    looked.page.len() >= LOOK_LIMIT && last.is_some_and(|last| flow.number > last)
+                }
             }
         });
         let begun: Vec<_> = self
@@ -265,8 +303,9 @@ impl Sender {
             .filter(|flow| flow.stream == *stream)
             .map(|flow| flow.number)
             .collect();
-        let messages = state.looked(stream, looked, &begun);
+        let messages = state.looked(now, stream, looked, &begun);
         self.control.extend(messages);
+        self.demote(now);
     }
 
     /// The answer to [`Command::List`] with the runs of its segments; None where the store failed.
@@ -335,7 +374,7 @@ impl Sender {
     }
 
     /// Work for the shell; None when there is none now.
-    pub fn poll_command(&mut self) -> Option<Command> {
+    pub fn poll_command(&mut self, now: Instant) -> Option<Command> {
         if let Some(command) = self.commands.pop_front() {
             return Some(command);
         }
@@ -347,25 +386,26 @@ impl Sender {
             return Some(command);
         }
         self.look_up().or_else(|| {
-            self.begin();
+            self.begin(now);
             self.read()
         })
     }
 
     /// The next message for a channel; None when there is none now.
-    pub fn poll_message(&mut self, channel: Channel) -> Option<ToHub> {
+    pub fn poll_message(&mut self, now: Instant, channel: Channel) -> Option<ToHub> {
         if !self.connected {
             return None;
         }
         match channel {
             Channel::Control => self.control.pop_front().or_else(|| self.next_control()),
-            Channel::Live | Channel::Bulk => {
-                if let Some(message) = self.next_of_flows(channel) {
-                    return Some(message);
-                }
-                self.begin();
-                self.next_of_flows(channel)
-            }
+            Channel::Live => self.next_live(now).or_else(|| {
+                self.begin(now);
+                self.next_live(now)
+            }),
+            Channel::Bulk => self.next_bulk().or_else(|| {
+                self.begin(now);
+                self.next_bulk()
+            }),
         }
     }
 
@@ -376,6 +416,26 @@ impl Sender {
             _ => stream.wait_until,
         });
         deadlines.flatten().min().filter(|_| self.connected)
+    }
+
+    /// Whether the session should renew its channels: a live segment was demoted, and what the session has taken
+    /// before and can't give back would hold up what is newer. `under_way`: bytes of messages that are not
+    /// acknowledged, and bits per second at which they go.
+    pub fn wants_renewal(
+        &mut self,
+        now: Instant,
+        under_way: impl FnOnce() -> (usize, u64),
+    ) -> bool {
+        let too_soon = self.renew_not_before.is_some_and(|at| now < at);
+        if !std::mem::take(&mut self.has_demoted) || too_soon {
+            return false;
+        }
+        let (bytes, rate_bps) = under_way();
+        let wants = bytes as u128 * 8_000 > MAX_UNDER_WAY.as_millis() * u128::from(rate_bps);
+        if wants {
+            self.renew_not_before = Some(now + RENEWAL_INTERVAL);
+        }
+        wants
     }
 
     /// Streams whose wait is over go on.
@@ -393,7 +453,8 @@ impl Sender {
     #[cfg(test)]
     pub(crate) fn entries(&self) -> usize {
         let streams = self.streams.values().map(Stream::entries).sum::<usize>();
-        streams + self.flows.len() + self.commands.len() + self.control.len()
+        let queues = self.commands.len() + self.control.len() + self.pauses.len();
+        streams + self.flows.len() + queues
     }
 
     /// So much work waits for the shell that no message should be taken before it is done.
@@ -429,6 +490,7 @@ impl Sender {
     fn forget_session(&mut self) {
         self.flows.clear();
         self.control.clear();
+        self.pauses.clear();
         // What the hub has said stays said: marks in `commands` are carried out.
         self.streams
             .values_mut()
@@ -508,91 +570,144 @@ impl Sender {
         None
     }
 
-    /// Begins what may begin: live segments of all streams, and closed ones stream by stream.
-    fn begin(&mut self) {
+    /// Begins what may begin: of each live stream one segment as live, then backfill, stream by stream.
+    fn begin(&mut self, now: Instant) {
         // What was found is announced before any of it is shipped.
         if !self.may_begin || !self.control.is_empty() {
             return;
         }
         self.may_begin = false;
-        let mut unacknowledged = 0;
-        let mut unacknowledged_bytes = 0;
+        self.demote(now);
+        let mut unacknowledged = self.flows.len();
+        let mut bytes = 0;
         for stream in self.streams.values() {
             unacknowledged += stream.unacknowledged.len();
-            unacknowledged_bytes += stream.unacknowledged.values().sum::<u64>();
+            bytes += stream.unacknowledged.values().sum::<u64>();
         }
-        let mut bulk = 0;
+        if unacknowledged >= 2 * MAX_UNACKNOWLEDGED || bytes >= 2 * MAX_UNACKNOWLEDGED_BYTES {
+            return;
+        }
+        if self.policy.allowed.live() {
+            self.begin_live(now);
+        }
+        let mut backfill = 0;
         for flow in &self.flows {
-            bulk += usize::from(flow.channel == Channel::Bulk);
+            backfill += usize::from(flow.channel == Channel::Bulk);
         }
-        unacknowledged += bulk;
-        for name in self.in_turn() {
-            if unacknowledged >= MAX_UNACKNOWLEDGED
-                || unacknowledged_bytes >= MAX_UNACKNOWLEDGED_BYTES
-            {
-                return;
-            }
-            let begun = self.begun(&name);
-            let Some(stream) = self.streams.get_mut(&name) else {
-                continue;
-            };
-            self.last_ticket += 1;
-            let ticket = self.last_ticket;
-            let (number, flow) = match stream.next(begun) {
-                None => continue,
-                Some(stream::Next::Closed(Channel::Bulk, _)) if bulk >= MAX_BULK_FLOWS => continue,
-                Some(stream::Next::Closed(channel, info)) => {
-                    let Some(run) = stream.run(info.run) else {
-                        continue;
-                    };
-                    stream.begun();
-                    let flow = Flow::closed(ticket, name.clone(), channel, run, info);
-                    (info.number, flow)
-                }
-                Some(stream::Next::Open(facts)) => {
-                    let Some(run) = stream.run(facts.run) else {
-                        continue;
-                    };
-                    let flow = Flow::open(ticket, name.clone(), Channel::Live, run, &facts);
-                    (facts.number, flow)
-                }
-            };
-            let flow = match stream.take_partial(number) {
-                Some((length, hash)) => flow.resume(length, hash),
-                None => flow,
-            };
+        while self.policy.allowed.backfill()
+            && backfill < MAX_BULK_FLOWS
+            && unacknowledged < MAX_UNACKNOWLEDGED
+            && bytes < MAX_UNACKNOWLEDGED_BYTES
+            && self.begin_backfill(now)
+        {
+            backfill += 1;
             unacknowledged += 1;
-            if flow.channel == Channel::Bulk {
-                bulk += 1;
-                self.last_bulk = Some(name);
-            }
-            self.flows.push_back(flow);
         }
     }
 
-    /// The streams, beginning after the one whose segment was last begun; twice round, so that a stream
-    /// alone may have two segments begun.
-    fn in_turn(&self) -> Vec<StreamName> {
-        let after: Bound<&StreamName> = match &self.last_bulk {
-            Some(last) => Bound::Excluded(last),
-            None => Bound::Unbounded,
+    fn begin_live(&mut self, now: Instant) {
+        let deadline = self.policy.live_deadline;
+        for (name, stream) in &mut self.streams {
+            let is_live = |flow: &Flow| flow.channel == Channel::Live && flow.stream == *name;
+            if self.flows.iter().any(is_live) {
+                continue;
+            }
+            let Some(next) = stream.next_live(now, deadline) else {
+                continue;
+            };
+            let run = match &next {
+                Next::Closed(info) => info.run,
+                Next::Open(facts) => facts.run,
+            };
+            let Some(run) = stream.run(run) else {
+                continue;
+            };
+            self.last_ticket += 1;
+            let (ticket, name, channel) = (self.last_ticket, name.clone(), Channel::Live);
+            let mut flow = match next {
+                Next::Closed(info) => Flow::closed(ticket, name, channel, run, info),
+                Next::Open(facts) => Flow::open(ticket, name, channel, run, &facts),
+            };
+            flow.is_spared = stream.begun(flow.number, true);
+            self.flows
+                .push_back(match stream.take_partial(flow.number) {
+                    Some((length, hash)) => flow.resume(length, hash),
+                    None => flow,
+                });
+        }
+    }
+
+    /// Begins one segment of the stream whose turn it is.
+    fn begin_backfill(&mut self, now: Instant) -> bool {
+        let deadline = self.policy.live_deadline;
+        let waiting = self.streams.iter().filter_map(|(name, stream)| {
+            let info = stream.next_bulk(now, deadline)?;
+            let run = stream.run(info.run)?;
+            Some((self.bulk_turns.begins(stream.bulk_turn), name, info, run))
+        });
+        let Some((_, name, info, run)) = waiting.min_by_key(|(turn, ..)| *turn) else {
+            return false;
         };
-        let later = self
-            .streams
-            .range::<StreamName, _>((after, Bound::Unbounded));
-        let round: Vec<_> = later
-            .chain(self.streams.iter())
-            .map(|(name, _)| name)
-            .take(self.streams.len())
-            .collect();
-        let twice = round.iter().chain(round.iter());
-        twice.map(|&name| name.clone()).collect()
+        let name = name.clone();
+        let weight = self.policy.weight(&name);
+        let Some(stream) = self.streams.get_mut(&name) else {
+            return false;
+        };
+        let partial = stream.take_partial(info.number);
+        let length = partial.map_or(0, |(length, _)| length);
+        let rest = info.bytes.saturating_sub(length);
+        self.bulk_turns.serve(&mut stream.bulk_turn, rest, weight);
+        stream.begun(info.number, false);
+        self.last_ticket += 1;
+        let flow = Flow::closed(self.last_ticket, name, Channel::Bulk, run, info);
+        self.flows.push_back(match partial {
+            Some((length, hash)) => flow.resume(length, hash),
+            None => flow,
+        });
+        true
+    }
+
+    /// Live segments whose next bytes are older than the deadline become backfill, unless most of it was sent:
+    /// the rest is there sooner than all of a newer one. So is not every other one, or a line that is far too
+    /// slow would never see one whole.
+    fn demote(&mut self, now: Instant) {
+        let deadline = self.policy.live_deadline;
+        let mut kept = VecDeque::with_capacity(self.flows.len());
+        for flow in std::mem::take(&mut self.flows) {
+            let stream = self.streams.get_mut(&flow.stream);
+            let Some(stream) = stream.filter(|stream| {
+                flow.channel == Channel::Live
+                    && !flow.is_spared
+                    && flow.is_barely_begun()
+                    && stream
+                        .age(now, flow.unsent_since())
+                        .is_some_and(|age| age > deadline)
+            }) else {
+                kept.push_back(flow);
+                continue;
+            };
+            stream.demoted();
+            self.has_demoted = true;
+            if flow.is_said() {
+                stream.pause(flow.number);
+                self.pauses.push_back(ToHub::SegmentPaused {
+                    stream: flow.stream,
+                    number: flow.number,
+                });
+            } else if let Some((length, hash)) = flow.unchecked_partial() {
+                stream.partial(flow.number, length, hash);
+            }
+            self.progress.segments_demoted += 1;
+            self.may_begin = true;
+        }
+        self.flows = kept;
     }
 
     fn read(&mut self) -> Option<Command> {
         let ahead: u64 = self.flows.iter().map(Flow::read_ahead).sum();
         let room = MAX_READ_AHEAD.saturating_sub(ahead);
-        self.flows.iter_mut().find_map(|flow| {
+        let live = |flow: &&mut Flow| flow.channel == Channel::Live;
+        let mut need = |flow: &mut Flow| {
             let (ticket, number) = (flow.ticket, flow.number);
             let need = flow.need(room)?;
             let stream = flow.stream.clone();
@@ -610,40 +725,69 @@ impl Sender {
                     range,
                 },
             })
-        })
+        };
+        let first = self.flows.iter_mut().filter(live).find_map(&mut need);
+        first.or_else(|| self.flows.iter_mut().find_map(&mut need))
     }
 
-    /// Bulk segments one after the other; live ones take turns.
-    fn next_of_flows(&mut self, channel: Channel) -> Option<ToHub> {
-        for index in 0..self.flows.len() {
-            let flow = self.flows.get_mut(index)?;
-            if flow.channel != channel {
-                continue;
-            }
-            let Some(message) = flow.next_message() else {
-                if channel == Channel::Bulk {
-                    return None;
-                }
-                continue;
-            };
-            if let ToHub::Chunk(chunk) = &message {
-                let end = chunk.offset + chunk.data.len() as u64;
-                let of = (chunk.stream.clone(), chunk.number);
-                let reached = remembered(&mut self.reached, of);
-                self.progress.new_bytes_sent += end.saturating_sub(*reached);
-                *reached = end.max(*reached);
-            }
-            let finished = flow.finished();
-            if finished.is_some() || channel == Channel::Live {
-                let flow = self.flows.remove(index)?;
-                match finished {
-                    Some(bytes) => self.sent_whole(&flow, bytes),
-                    None => self.flows.push_back(flow),
-                }
-            }
-            return Some(message);
+    /// Live segments take turns chunk by chunk.
+    fn next_live(&mut self, now: Instant) -> Option<ToHub> {
+        if let Some(pause) = self.pauses.pop_front() {
+            return Some(pause);
         }
-        None
+        if !self.policy.allowed.live() {
+            return None;
+        }
+        let turns = self.flows.iter().enumerate().filter_map(|(index, flow)| {
+            let is_next = flow.channel == Channel::Live && flow.is_ready();
+            let stream = self.streams.get(&flow.stream).filter(|_| is_next)?;
+            Some((self.live_turns.begins(stream.live_turn), index))
+        });
+        let (_, index) = turns.min()?;
+        let message = self.next_of_flow(index)?;
+        if let ToHub::Chunk(chunk) = &message {
+            self.progress.live_bytes += chunk.data.len() as u64;
+            let mut flows = self.flows.iter();
+            let more = flows.any(|flow| flow.stream == chunk.stream && flow.is_live_unsent());
+            let weight = self.policy.weight(&chunk.stream);
+            if let Some(stream) = self.streams.get_mut(&chunk.stream) {
+                stream.throughput.taken(now, chunk.data.len(), more);
+                let bytes = chunk.data.len() as u64;
+                self.live_turns.serve(&mut stream.live_turn, bytes, weight);
+            }
+        }
+        Some(message)
+    }
+
+    /// Segments of the backlog one after the other.
+    fn next_bulk(&mut self) -> Option<ToHub> {
+        if !self.policy.allowed.backfill() {
+            return None;
+        }
+        let mut flows = self.flows.iter();
+        let index = flows.position(|flow| flow.channel == Channel::Bulk)?;
+        let message = self.next_of_flow(index)?;
+        if let ToHub::Chunk(chunk) = &message {
+            self.progress.backfill_bytes += chunk.data.len() as u64;
+        }
+        Some(message)
+    }
+
+    fn next_of_flow(&mut self, index: usize) -> Option<ToHub> {
+        let flow = self.flows.get_mut(index)?;
+        let message = flow.next_message()?;
+        if let ToHub::Chunk(chunk) = &message {
+            let end = chunk.offset + chunk.data.len() as u64;
+            let of = (chunk.stream.clone(), chunk.number);
+            let reached = remembered(&mut self.reached, of);
+            self.progress.new_bytes_sent += end.saturating_sub(*reached);
+            *reached = end.max(*reached);
+        }
+        if let Some(bytes) = flow.finished() {
+            let flow = self.flows.remove(index)?;
+            self.sent_whole(&flow, bytes);
+        }
+        Some(message)
     }
 
     fn sent_whole(&mut self, flow: &Flow, bytes: u64) {
@@ -700,6 +844,7 @@ impl Sender {
         if self.take_off(stream, number)
             && let Some(state) = self.streams.get_mut(stream)
         {
+            state.step_back(number);
             state.restart(until);
         }
     }
@@ -710,10 +855,10 @@ impl Sender {
         let before = self.flows.len();
         self.flows
             .retain(|flow| flow.number != number || flow.stream != *stream);
-        let waited = self
-            .streams
-            .get_mut(stream)
-            .is_some_and(|state| state.unacknowledged.remove(&number).is_some());
+        let waited = self.streams.get_mut(stream).is_some_and(|state| {
+            let paused = state.unpause(number);
+            state.unacknowledged.remove(&number).is_some() || paused
+        });
         waited || self.flows.len() < before
     }
 

@@ -3,19 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ops::RangeInclusive,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use model::{
-    HoleReason, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName, WallTime,
+    HoleReason, MediaDuration, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
+    StreamName, WallTime,
 };
 
-use super::{ENOUGH_QUEUED, Held, LOOK_LIMIT, Looked, OpenFacts};
-use crate::{
-    Channel,
-    messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED, ProtocolError, Settled, ToHub},
-    replicate::MAX_PARTIALS,
+use super::{
+    ENOUGH_QUEUED, Held, LOOK_LIMIT, Looked, OpenFacts,
+    schedule::{Throughput, Turn, is_fresh},
 };
+use crate::messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED, ProtocolError, Settled, ToHub};
 
 /// Most settled ranges taken from a hub for one stream, newest first. What is settled below them is offered
 /// again, and the hub says so segment by segment.
@@ -25,8 +25,9 @@ const MAX_HOLES_PER_LOOK: usize = 4 * MAX_RANGES;
 /// Most segments announced ahead of shipping, of one stream: enough for the hub to know what comes within the
 /// hour; a longer backlog is announced as it goes.
 pub const MAX_ANNOUNCED_AHEAD: usize = 2_048;
-/// Closed segments waiting from which on a stream is no longer live and goes by the bulk channel.
-const BEHIND: usize = 4;
+/// Most beginnings of segments at the hub that are known of one stream: those that it told as the session began,
+/// and what was demoted since. A segment that is not among them goes again from nought.
+const MAX_BEGINNINGS: usize = 256;
 
 #[derive(Debug, Default)]
 pub(super) enum Phase {
@@ -57,7 +58,7 @@ pub(super) struct Stream {
     /// Settled at the hub as the session began, and what was settled or told as holes since. A segment to be
     /// shipped that is among them waits for the hub's answer to its announcement.
     settled: RangeSet,
-    /// Beginnings of segments at the hub; at most [`MAX_PARTIALS`].
+    /// Beginnings of segments at the hub; at most [`MAX_BEGINNINGS`].
     partials: BTreeMap<SegmentNumber, (u64, SegmentHash)>,
 
     /// The store has changed since the last look.
@@ -66,8 +67,27 @@ pub(super) struct Stream {
     pub(super) looking: Option<u64>,
     /// The last look saw every segment that the hub lacks.
     complete: bool,
-    /// Closed segments to begin, ascending; at most [`LOOK_LIMIT`].
+    /// Closed segments to begin, the oldest, ascending; at most [`LOOK_LIMIT`].
     queue: VecDeque<SegmentInfo>,
+    /// Those of the newest that are behind the queue and are not all that is behind it; ascending.
+    tail: VecDeque<SegmentInfo>,
+    /// A source that can't wait writes the stream.
+    live: bool,
+    /// Where its newest media ends, and since when that is known.
+    newest: Option<(WallTime, Instant)>,
+    /// The highest number that was begun as live: live does not go back.
+    live_to: Option<SegmentNumber>,
+    /// The last live segment was demoted on its way.
+    spare_next: bool,
+    /// The highest number to be shipped that the hub has settled: up to it everything goes in order, so that it
+    /// can get other numbers in that order.
+    used_to: Option<SegmentNumber>,
+    /// Demoted on their way: the hub is to say how far they have come. At most as many as are announced.
+    paused: BTreeSet<SegmentNumber>,
+    /// What the line carries of it.
+    pub(super) throughput: Throughput,
+    pub(super) live_turn: Turn,
+    pub(super) bulk_turn: Turn,
     runs: BTreeMap<SegmentNumber, RunInfo>,
     open: Option<OpenFacts>,
     /// Settled since the last look was asked for, so it may still list them.
@@ -90,7 +110,6 @@ pub(super) struct Stream {
 
     /// Sent whole and not settled, with their bytes.
     pub(super) unacknowledged: BTreeMap<SegmentNumber, u64>,
-    channel: Channel,
     /// Nothing is looked up or begun before this.
     pub(super) wait_until: Option<Instant>,
 
@@ -113,6 +132,16 @@ impl Default for Stream {
             looking: None,
             complete: false,
             queue: VecDeque::new(),
+            tail: VecDeque::new(),
+            live: false,
+            newest: None,
+            live_to: None,
+            spare_next: false,
+            used_to: None,
+            paused: BTreeSet::new(),
+            throughput: Throughput::default(),
+            live_turn: Turn::default(),
+            bulk_turn: Turn::default(),
             runs: BTreeMap::new(),
             open: None,
             answered: BTreeSet::new(),
@@ -124,7 +153,6 @@ impl Default for Stream {
             announce_due: false,
             listing: None,
             unacknowledged: BTreeMap::new(),
-            channel: Channel::Bulk,
             wait_until: None,
             ending: None,
             end_told: None,
@@ -141,10 +169,10 @@ pub(super) struct Collision {
     pub(super) floor: SegmentNumber,
 }
 
-/// What of a stream to begin next.
+/// What of a stream to begin as live.
 #[derive(Debug)]
 pub(super) enum Next {
-    Closed(Channel, SegmentInfo),
+    Closed(SegmentInfo),
     Open(OpenFacts),
 }
 
@@ -154,6 +182,8 @@ impl Stream {
         self.settled.range_count()
             + self.partials.len()
             + self.queue.len()
+            + self.tail.len()
+            + self.paused.len()
             + self.runs.len()
             + self.answered.len()
             + self.announced.len()
@@ -220,6 +250,9 @@ impl Stream {
             self.wait_until = self.wait_until.max(Some(again_at));
             return None;
         };
+        self.used_to = self
+            .used_to
+            .max(highest_of_both(&self.settled, &held.ranges));
         let last = held.next.map_or(u64::MAX, |next| next.0.saturating_sub(1));
         let message = ToHub::Holding {
             stream: name.clone(),
@@ -237,7 +270,7 @@ impl Stream {
     pub(super) fn hold(&mut self, number: SegmentNumber) {
         self.held.insert(number);
         self.announced.remove(&number);
-        self.queue.retain(|info| info.number != number);
+        self.drop_queued(number);
         self.stale = true;
     }
 
@@ -247,15 +280,28 @@ impl Stream {
 
     /// True if the hub's word on this segment was waited for, on its way or not.
     pub(super) fn forget(&mut self, number: SegmentNumber) -> bool {
-        let queued = self.queue.len();
-        self.queue.retain(|info| info.number != number);
+        let queued = self.drop_queued(number);
         let held = self.held.remove(&number);
-        self.announced.remove(&number) || held || self.queue.len() < queued
+        let paused = self.paused.remove(&number);
+        self.announced.remove(&number) || held || paused || queued
+    }
+
+    /// True if it was queued.
+    fn drop_queued(&mut self, number: SegmentNumber) -> bool {
+        let queued = self.queue.len() + self.tail.len();
+        self.queue.retain(|info| info.number != number);
+        self.tail.retain(|info| info.number != number);
+        self.queue.len() + self.tail.len() < queued
+    }
+
+    fn clear_queues(&mut self) {
+        self.queue.clear();
+        self.tail.clear();
     }
 
     /// A number is another segment's at the hub: nothing more is begun before that is put right.
     pub(super) fn collide(&mut self, collision: Collision) {
-        self.queue.clear();
+        self.clear_queues();
         self.collision = Some(match self.collision {
             None => collision,
             Some(known) => Collision {
@@ -280,7 +326,9 @@ impl Stream {
 
     /// Numbers from here on are others now.
     fn renumbered(&mut self, from: SegmentNumber) {
-        self.queue.clear();
+        self.clear_queues();
+        self.paused.clear();
+        self.live_to = None;
         self.announced.clear();
         self.held.clear();
         self.comparing = false;
@@ -291,9 +339,20 @@ impl Stream {
     }
 
     pub(super) fn partial(&mut self, number: SegmentNumber, length: u64, hash: SegmentHash) {
-        if self.partials.len() < MAX_PARTIALS {
+        self.paused.remove(&number);
+        if self.partials.len() < MAX_BEGINNINGS {
             self.partials.insert(number, (length, hash));
         }
+    }
+
+    /// Demoted on its way; it goes on once the hub has said how far it has come.
+    pub(super) fn pause(&mut self, number: SegmentNumber) {
+        self.paused.insert(number);
+    }
+
+    /// The hub has said that it does not go on where it was.
+    pub(super) fn unpause(&mut self, number: SegmentNumber) -> bool {
+        self.paused.remove(&number)
     }
 
     pub(super) fn take_partial(&mut self, number: SegmentNumber) -> Option<(u64, SegmentHash)> {
@@ -317,7 +376,7 @@ impl Stream {
             && self.wait_until.is_none()
             && self.collision.is_none()
             && (self.stale || (!self.complete && !self.comparing))
-            && (self.queue.len() < ENOUGH_QUEUED || flow_open())
+            && (self.queue.len() < ENOUGH_QUEUED || self.live || flow_open())
     }
 
     pub(super) fn look(&mut self, ticket: u64) {
@@ -338,6 +397,7 @@ impl Stream {
     /// Takes in what the store showed; gives what to say. `begun`: the segments now on their way.
     pub(super) fn looked(
         &mut self,
+        now: Instant,
         name: &StreamName,
         looked: Looked,
         begun: &[SegmentNumber],
@@ -345,6 +405,8 @@ impl Stream {
         let Looked {
             open,
             page,
+            live,
+            mut newest,
             runs,
             holes,
             ending,
@@ -357,8 +419,14 @@ impl Stream {
             return Vec::new();
         }
         self.complete = page.len() < LOOK_LIMIT;
+        match page.last().filter(|_| !self.complete) {
+            Some(last) => newest.retain(|info| info.number > last.number),
+            None => newest.clear(),
+        }
+        self.live = live;
         self.open = open;
         self.ending = ending;
+        self.note_newest(now, newest.last().or(page.last()));
         let mut messages = self.tell_holes(name, holes);
         // While much is being shipped, few of them wait for more.
         let enough = self.complete || restamped.len() >= MAX_RESTAMPED;
@@ -388,6 +456,27 @@ impl Stream {
             messages.push(announcement(name, &runs, segments));
         }
         self.announced.extend(new.iter().map(|info| info.number));
+        let unused = |info: &&SegmentInfo| {
+            !self.settled.contains(info.number) && !self.held.contains(&info.number)
+        };
+        let waits = |info: &&SegmentInfo| {
+            !begun.contains(&info.number)
+                && !self.unacknowledged.contains_key(&info.number)
+                && !self.answered.contains(&info.number)
+        };
+        // So few that one message takes them.
+        let ahead: Vec<_> = newest
+            .iter()
+            .filter(unused)
+            .filter(waits)
+            .filter(|info| !self.announced.contains(&info.number))
+            .copied()
+            .collect();
+        if !ahead.is_empty() {
+            messages.push(announcement(name, &runs, &ahead));
+        }
+        self.tail = newest.iter().filter(waits).copied().collect();
+        self.announced.extend(ahead.iter().map(|info| info.number));
         if self.complete
             && let Some(last) = page.last()
         {
@@ -470,46 +559,117 @@ impl Stream {
             .collect()
     }
 
-    /// What to begin next, where `begun` segments of this stream are on their way.
-    pub(super) fn next(&mut self, begun: usize) -> Option<Next> {
-        let waits = self.wait_until.is_some() || self.collision.is_some() || self.comparing;
-        if !self.is_shipping() || waits {
-            return None;
+    /// Where the newest media ends, if the store showed some that is newer.
+    fn note_newest(&mut self, now: Instant, closed: Option<&SegmentInfo>) {
+        let open = self.open.as_ref().map(|open| {
+            let parts = open.parts.iter().map(|part| part.duration);
+            let parts = parts.fold(MediaDuration::ZERO, |sum, part| sum + part);
+            open.wall_start.plus(parts)
+        });
+        let closed = closed.map(|info| info.wall_start.plus(info.duration));
+        if let Some(end) = open.max(closed)
+            && self.newest.is_none_or(|(known, _)| known != end)
+        {
+            self.newest = Some((end, now));
         }
-        // Changing channels before all on the other one is settled would let segments overtake each other.
-        let may_change = begun == 0 && self.unacknowledged.is_empty();
-        let Some(&info) = self.queue.front() else {
-            let open = self.open.as_ref().filter(|open| {
-                self.complete
-                    && begun == 0
-                    && !open.parts.is_empty()
-                    && !self.unacknowledged.contains_key(&open.number)
-                    && !self.answered.contains(&open.number)
-                    && !self.settled.contains(open.number)
-                    && !self.held.contains(&open.number)
-            })?;
-            if self.channel != Channel::Live && !may_change {
-                return None;
-            }
-            self.channel = Channel::Live;
-            return Some(Next::Open(open.clone()));
-        };
-        if info.number >= self.announced_below {
-            return None;
-        }
-        let behind = self.queue.len() >= BEHIND || !self.complete;
-        match self.channel {
-            Channel::Live if behind && !may_change => return None,
-            Channel::Live if behind => self.channel = Channel::Bulk,
-            Channel::Live if begun > 0 => return None,
-            _ => {}
-        }
-        Some(Next::Closed(self.channel, info))
     }
 
-    /// The first of the queue was begun.
-    pub(super) fn begun(&mut self) {
-        self.queue.pop_front();
+    /// How long ago this was live, by the stream's own times; none where it is not live.
+    pub(super) fn age(&self, now: Instant, since: WallTime) -> Option<Duration> {
+        let (newest, at) = self.newest.filter(|_| self.live)?;
+        let behind = u64::try_from(newest.0.saturating_sub(since.0)).unwrap_or(0);
+        Some(Duration::from_millis(behind) + now.saturating_duration_since(at))
+    }
+
+    /// Everything of it goes in order: numbers that the hub has used are among what is to be shipped.
+    fn goes_in_order(&self) -> bool {
+        let first = self.queue.front().map(|info| info.number);
+        self.used_to.is_some_and(|used| {
+            first
+                .or(self.open.as_ref().map(|open| open.number))
+                .is_some_and(|first| first <= used)
+        })
+    }
+
+    fn waits(&self) -> bool {
+        let waits = self.wait_until.is_some() || self.collision.is_some() || self.comparing;
+        !self.is_shipping() || waits
+    }
+
+    fn is_announced(&self, number: SegmentNumber) -> bool {
+        number < self.announced_below || self.announced.contains(&number)
+    }
+
+    fn is_fresh(&self, now: Instant, deadline: Duration, info: &SegmentInfo) -> bool {
+        let takes = self.throughput.time_of(info.bytes);
+        self.age(now, info.wall_start)
+            .is_some_and(|age| is_fresh(deadline, age, info.duration.to_duration(), takes))
+    }
+
+    /// What to begin as live, where nothing of this stream is on its way as such: what follows in order, unless
+    /// it is too old; then the newest there is, which is what is being written.
+    pub(super) fn next_live(&self, now: Instant, deadline: Duration) -> Option<Next> {
+        if !self.live || self.waits() || self.goes_in_order() {
+            return None;
+        }
+        let goes_on = |number| self.live_to.is_none_or(|last| number > last);
+        let mut closed = self.queue.iter().chain(&self.tail);
+        let follows =
+            closed.find(|info| goes_on(info.number) && !self.paused.contains(&info.number));
+        if let Some(info) = follows.filter(|info| self.is_fresh(now, deadline, info)) {
+            return self
+                .is_announced(info.number)
+                .then_some(Next::Closed(*info));
+        }
+        let open = self.open.as_ref().filter(|open| {
+            goes_on(open.number)
+                && !open.parts.is_empty()
+                && !self.unacknowledged.contains_key(&open.number)
+                && !self.answered.contains(&open.number)
+                && !self.settled.contains(open.number)
+                && !self.held.contains(&open.number)
+                && !self.paused.contains(&open.number)
+        });
+        open.cloned().map(Next::Open)
+    }
+
+    /// The oldest closed segment that is to go as backfill.
+    pub(super) fn next_bulk(&self, now: Instant, deadline: Duration) -> Option<SegmentInfo> {
+        if self.waits() {
+            return None;
+        }
+        let is_live = self.live && !self.goes_in_order();
+        let first = self
+            .queue
+            .iter()
+            .find(|info| !self.paused.contains(&info.number))?;
+        // It is live's, and so is what is behind it.
+        let goes_live = is_live
+            && self.live_to.is_none_or(|last| first.number > last)
+            && self.is_fresh(now, deadline, first);
+        (!goes_live && self.is_announced(first.number)).then_some(*first)
+    }
+
+    /// A segment was begun. True: as live, and the one before was demoted on its way.
+    pub(super) fn begun(&mut self, number: SegmentNumber, live: bool) -> bool {
+        self.drop_queued(number);
+        if live {
+            self.live_to = self.live_to.max(Some(number));
+        }
+        live && std::mem::take(&mut self.spare_next)
+    }
+
+    /// A live segment was demoted on its way.
+    pub(super) fn demoted(&mut self) {
+        self.spare_next = true;
+        self.stale = true;
+    }
+
+    /// What was begun as live last must go anew.
+    pub(super) fn step_back(&mut self, number: SegmentNumber) {
+        if self.live_to == Some(number) {
+            self.live_to = number.0.checked_sub(1).map(SegmentNumber);
+        }
     }
 
     /// The hub has settled this segment.
@@ -522,7 +682,7 @@ impl Stream {
 
     /// A segment must be looked for again: nothing goes before it.
     pub(super) fn restart(&mut self, wait_until: Option<Instant>) {
-        self.queue.clear();
+        self.clear_queues();
         self.stale = true;
         self.wait_until = self.wait_until.max(wait_until);
     }
@@ -567,6 +727,7 @@ impl Stream {
             && !self.stale
             && self.looking.is_none()
             && self.queue.is_empty()
+            && self.paused.is_empty()
             && self.unacknowledged.is_empty()
             && self.announced.is_empty()
             && self.collision.is_none()
@@ -594,4 +755,19 @@ fn announcement(name: &StreamName, runs: &[RunInfo], segments: &[SegmentInfo]) -
         runs: runs.iter().filter(of_these).cloned().collect(),
         segments: segments.to_vec(),
     }
+}
+
+/// The highest number that is in both.
+fn highest_of_both(
+    settled: &RangeSet,
+    ranges: &[RangeInclusive<SegmentNumber>],
+) -> Option<SegmentNumber> {
+    let mut used = settled.iter().rev().peekable();
+    for range in ranges.iter().rev() {
+        while used.next_if(|used| used.start() > range.end()).is_some() {}
+        if let Some(used) = used.peek().filter(|used| used.end() >= range.start()) {
+            return Some(*used.end().min(range.end()));
+        }
+    }
+    None
 }

@@ -8,6 +8,7 @@ use model::{
 };
 
 use crate::{
+    Channel,
     messages::{Chunk, MAX_ANNOUNCED, ProtocolError, SegmentStart, ToEdge, ToHub},
     replicate::{
         MAX_STREAMS,
@@ -24,7 +25,7 @@ fn opened() -> Receiver {
     let mut receiver = Receiver::new();
     assert!(
         receiver
-            .handle_message(ToHub::StreamOpen { stream: gate() })
+            .handle_message(Channel::Bulk, ToHub::StreamOpen { stream: gate() })
             .unwrap()
             .is_some()
     );
@@ -83,7 +84,7 @@ fn error(messages: Vec<ToHub>) -> String {
     let mut receiver = opened();
     let mut messages = messages.into_iter().peekable();
     while let Some(message) = messages.next() {
-        let done = receiver.handle_message(message);
+        let done = receiver.handle_message(Channel::Bulk, message);
         if messages.peek().is_none() {
             return done.unwrap_err().to_string();
         }
@@ -144,17 +145,22 @@ fn a_stream_that_was_not_opened_or_was_refused_takes_nothing() {
         },
     ] {
         let mut receiver = opened();
-        let error = receiver.handle_message(message.clone()).unwrap_err();
+        let error = receiver
+            .handle_message(Channel::Bulk, message.clone())
+            .unwrap_err();
         assert!(matches!(error, ProtocolError::OutOfOrder(_)), "{error}");
         let open = ToHub::StreamOpen {
             stream: yard.clone(),
         };
-        receiver.handle_message(open).unwrap();
+        receiver.handle_message(Channel::Bulk, open).unwrap();
         receiver.handle_outcome(Outcome::StreamRefused {
             stream: yard.clone(),
             reason: "it belongs to another device".into(),
         });
-        assert_eq!(receiver.handle_message(message).unwrap(), None);
+        assert_eq!(
+            receiver.handle_message(Channel::Bulk, message).unwrap(),
+            None
+        );
     }
 }
 
@@ -164,7 +170,7 @@ fn streams_without_end_end_the_session() {
     let opened = (0..=MAX_STREAMS).find_map(|i| {
         let stream = format!("s{i}").parse().unwrap();
         let open = ToHub::StreamOpen { stream };
-        receiver.handle_message(open).err()
+        receiver.handle_message(Channel::Bulk, open).err()
     });
     let error = opened.unwrap().to_string();
     assert_eq!(
@@ -187,7 +193,8 @@ fn held_ranges_that_overlap_are_refused_and_holes_that_do_are_one() {
     assert!(held(vec![range(1, 5), range(4, 9)]).is_err());
     assert!(held(vec![range(90, 101)]).is_err());
     let good = held(vec![range(1, 5), range(7, 9)]).unwrap().unwrap();
-    let Some(Job::KeepOnly { held, .. }) = opened().handle_message(good).unwrap() else {
+    let Some(Job::KeepOnly { held, .. }) = opened().handle_message(Channel::Bulk, good).unwrap()
+    else {
         panic!("another job");
     };
     assert_eq!(held.count(), 8);
@@ -198,7 +205,7 @@ fn held_ranges_that_overlap_are_refused_and_holes_that_do_are_one() {
 #[test]
 fn a_number_that_is_used_is_not_stored_by_being_offered() {
     let mut receiver = opened();
-    receiver.handle_message(start(7, 0)).unwrap();
+    receiver.handle_message(Channel::Bulk, start(7, 0)).unwrap();
     let number = SegmentNumber(7);
     let used = Outcome::NumberUsed {
         stream: gate(),
@@ -213,7 +220,10 @@ fn a_number_that_is_used_is_not_stored_by_being_offered() {
     };
     assert_eq!(receiver.handle_outcome(used), [collides]);
     for message in [chunk(7, 0, 5), chunk(7, 5, 5), closed(&gate(), 7, 10)] {
-        assert_eq!(receiver.handle_message(message).unwrap(), None);
+        assert_eq!(
+            receiver.handle_message(Channel::Bulk, message).unwrap(),
+            None
+        );
     }
     // The answers to an announcement are as many as its segments at most.
     let numbers = (0..MAX_ANNOUNCED as u64).map(SegmentNumber);

@@ -4,12 +4,14 @@ mod absurd;
 mod day;
 mod identity;
 mod over_sessions;
+mod schedule;
 mod stores;
 mod world;
 
 use model::{HoleReason, RangeSet, SegmentHash, SegmentNumber, StreamName};
 
 use crate::{
+    Channel,
     messages::{MAX_RANGES, MAX_RESTAMPED, ToHub},
     replicate::{MAX_STREAMS, receiver::Receiver, sender::Sender},
 };
@@ -58,6 +60,7 @@ fn close(world: &mut World, stream: &StreamName) {
 fn a_backlog_is_announced_then_shipped_in_order_and_ended() {
     let mut world = World::new(1);
     let gate = world.stream("gate");
+    world.edge.streams.get_mut(&gate).unwrap().waits = true;
     for _ in 0..300 {
         record(&mut world, &gate, 2, 500);
         close(&mut world, &gate);
@@ -239,6 +242,7 @@ fn streams_take_turns() {
     let streams = [world.stream("a"), world.stream("b"), world.stream("c")];
     world.settle();
     for stream in &streams {
+        world.edge.streams.get_mut(stream).unwrap().waits = true;
         for _ in 0..20 {
             record(&mut world, stream, 1, 1_000);
             close(&mut world, stream);
@@ -278,13 +282,21 @@ fn an_edge_that_breaks_the_order_is_named() {
     };
     let end = ToHub::StreamEnd { stream, last: None };
     assert_eq!(
-        receiver.handle_message(end).unwrap_err().to_string(),
+        receiver
+            .handle_message(Channel::Control, end)
+            .unwrap_err()
+            .to_string(),
         "a stream that was not opened came where it may not"
     );
-    assert!(receiver.handle_message(open).unwrap().is_some());
+    assert!(
+        receiver
+            .handle_message(Channel::Control, open)
+            .unwrap()
+            .is_some()
+    );
     assert_eq!(
         receiver
-            .handle_message(ToHub::EnrolConfirm)
+            .handle_message(Channel::Control, ToHub::EnrolConfirm)
             .unwrap_err()
             .to_string(),
         "enrolment came where it may not"

@@ -1,8 +1,11 @@
 //! The same over real sessions on a simulated line: loss, delay, cuts, restarts, and time that jumps.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use model::StreamName;
+use model::{SegmentNumber, StreamName};
 
 use super::{
     stores::{EdgeStore, HubStore},
@@ -10,7 +13,7 @@ use super::{
 };
 use crate::{
     Channel, Cipher, Endpoint, Event, SessionId,
-    messages::{Hello, PROTOCOL_VERSION, ToEdge, ToHub},
+    messages::{Chunk, Hello, PROTOCOL_VERSION, ToEdge, ToHub},
     replicate::{
         receiver::{Outcome, Receiver},
         sender::Sender,
@@ -25,12 +28,22 @@ pub(super) struct Pair {
     pub(super) random: Random,
     pub(super) edge: EdgeStore,
     pub(super) sender: Sender,
-    welcomed: Option<SessionId>,
+    pub(super) welcomed: Option<SessionId>,
     pub(super) hub: HubStore,
     receiver: Receiver,
     hub_session: Option<SessionId>,
     answers: std::collections::VecDeque<ToEdge>,
-    media_bytes: u64,
+    pub(super) media_bytes: u64,
+    /// When each part was recorded, by where it ends.
+    recorded: BTreeMap<(StreamName, SegmentNumber, u64), Instant>,
+    /// Parts that came as live: when, and how long after they were recorded.
+    pub(super) live_parts: Vec<(Instant, Duration)>,
+    /// When the newest part was recorded that came as live.
+    pub(super) live_edge: Option<Instant>,
+    /// How often channels were renewed since live was behind what was under way.
+    pub(super) renewals: u32,
+    /// Bytes that came as backfill, with when.
+    pub(super) backfill: Vec<(Instant, usize)>,
     /// Segments that were compared and let go of.
     compared: u64,
 }
@@ -50,6 +63,11 @@ impl Pair {
             hub_session: None,
             answers: std::collections::VecDeque::new(),
             media_bytes: 0,
+            recorded: BTreeMap::new(),
+            live_parts: Vec::new(),
+            live_edge: None,
+            renewals: 0,
+            backfill: Vec::new(),
             compared: 0,
         }
     }
@@ -68,7 +86,11 @@ impl Pair {
 
     pub(super) fn record(&mut self, stream: &StreamName, bytes: usize) {
         let bytes = self.random.bytes(bytes);
-        self.edge.streams.get_mut(stream).unwrap().part(&bytes);
+        let edge = self.edge.streams.get_mut(stream).unwrap();
+        edge.part(&bytes);
+        let (number, end) = edge.written().unwrap();
+        let part = (stream.clone(), number, end);
+        self.recorded.insert(part, self.world.now);
         self.sender.changed();
     }
 
@@ -114,8 +136,15 @@ impl Pair {
             if done(self) {
                 return true;
             }
-            if self.world.now >= until || !self.world.step() {
+            if self.world.now >= until {
                 return false;
+            }
+            let waits = self.sender.poll_timeout().filter(|at| *at > self.world.now);
+            match self.world.next_event() {
+                Some(next) if next <= waits.unwrap_or(until).min(until) => {
+                    self.world.step();
+                }
+                _ => self.world.now = waits.unwrap_or(until).min(until),
             }
         }
     }
@@ -193,8 +222,9 @@ impl Pair {
                     message => {
                         if let ToHub::Chunk(chunk) = &message {
                             self.media_bytes += chunk.data.len() as u64;
+                            self.note_chunk(channel, chunk);
                         }
-                        let job = self.receiver.handle_message(message).unwrap();
+                        let job = self.receiver.handle_message(channel, message).unwrap();
                         let outcome: Option<Outcome> = job.and_then(|job| self.hub.execute(job));
                         let answers = outcome.map(|outcome| self.receiver.handle_outcome(outcome));
                         self.answers.extend(answers.into_iter().flatten());
@@ -210,6 +240,21 @@ impl Pair {
         }
     }
 
+    fn note_chunk(&mut self, channel: Channel, chunk: &Chunk) {
+        let now = self.world.now;
+        if channel == Channel::Bulk {
+            self.backfill.push((now, chunk.data.len()));
+            return;
+        }
+        let end = chunk.offset + chunk.data.len() as u64;
+        let key = |end| (chunk.stream.clone(), chunk.number, end);
+        let whole = self.recorded.range(key(chunk.offset + 1)..=key(end));
+        for at in whole.map(|(_, at)| *at) {
+            self.live_parts.push((now, now - at));
+            self.live_edge = self.live_edge.max(Some(at));
+        }
+    }
+
     fn pump(&mut self) {
         let now = self.world.now;
         if self.sender.poll_timeout().is_some_and(|at| at <= now) {
@@ -217,15 +262,24 @@ impl Pair {
         }
         loop {
             let mut busy = false;
-            while let Some(command) = self.sender.poll_command() {
+            while let Some(command) = self.sender.poll_command(now) {
                 self.edge.execute(now, command, &mut self.sender);
                 busy = true;
             }
             if let Some(session) = self.welcomed {
                 let endpoint = &mut self.world.edges[0].endpoint;
+                let under_way = || {
+                    let stats = endpoint.stats(session).unwrap();
+                    (stats.outstanding_bytes, stats.rate_bps)
+                };
+                if self.sender.wants_renewal(now, under_way) {
+                    self.renewals += 1;
+                    endpoint.renew_channels(now);
+                    break;
+                }
                 for channel in Channel::ALL {
                     while endpoint.send_budget(session, channel) > 0
-                        && let Some(message) = self.sender.poll_message(channel)
+                        && let Some(message) = self.sender.poll_message(now, channel)
                     {
                         endpoint
                             .send(now, session, channel, message.encode())

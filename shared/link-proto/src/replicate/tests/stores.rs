@@ -1,6 +1,9 @@
 //! Stores in memory: an edge that records, a hub that keeps what it is given.
 
-use std::{collections::BTreeMap, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use bytes::Bytes;
 use model::{
@@ -12,7 +15,7 @@ use crate::{
     messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED, SegmentStart},
     replicate::{
         receiver::{Job, Outcome, Partial},
-        sender::{Command, Held, LOOK_LIMIT, Looked, OpenFacts, Sender},
+        sender::{Command, Held, LOOK_LIMIT, Looked, NEWEST_LIMIT, OpenFacts, Sender},
     },
 };
 
@@ -36,6 +39,10 @@ pub(super) struct EdgeStream {
     renumbering: Option<(RangeInclusive<SegmentNumber>, u64)>,
     /// Segments that can't be read.
     pub(super) unreadable: RangeSet,
+    /// Its source can wait.
+    pub(super) waits: bool,
+    /// Where the next segment begins.
+    wall: WallTime,
 }
 
 #[derive(Default)]
@@ -50,7 +57,7 @@ impl EdgeStream {
         let facts = OpenFacts {
             number,
             run: self.run,
-            wall_start: WallTime(1_000 * number.0 as i64),
+            wall_start: self.wall,
             media_start: MediaTime(90_000 * number.0 as i64),
             independent: true,
             parts: Vec::new(),
@@ -75,6 +82,12 @@ impl EdgeStream {
         written.extend_from_slice(bytes);
     }
 
+    /// How far the open segment has come.
+    pub(super) fn written(&self) -> Option<(SegmentNumber, u64)> {
+        let (facts, bytes) = self.open.as_ref()?;
+        Some((facts.number, bytes.len() as u64))
+    }
+
     /// Closes what is open, with what is written of it.
     pub(super) fn close(&mut self) {
         let Some((facts, bytes)) = self.open.take() else {
@@ -95,6 +108,7 @@ impl EdgeStream {
             hash: SegmentHash::of(&bytes),
             independent: facts.independent,
         };
+        self.wall = info.wall_start.plus(info.duration);
         self.closed.insert(facts.number, (info, bytes));
         self.renumber_some();
     }
@@ -134,6 +148,8 @@ impl EdgeStream {
             stored: image.stored.clone(),
             next: image.next,
             run: SegmentNumber(image.next),
+            wall: image.wall,
+            waits: image.waits,
             ..Self::default()
         }
     }
@@ -194,6 +210,7 @@ impl EdgeStream {
             info.wall_start.0 += by_ms;
             self.restamped.insert(*number);
         }
+        self.wall.0 += by_ms;
         if let Some((facts, _)) = &mut self.open {
             facts.wall_start.0 += by_ms;
             self.restamped.insert(facts.number);
@@ -229,8 +246,7 @@ impl EdgeStream {
 }
 
 fn runs<'a>(numbers: impl Iterator<Item = &'a SegmentNumber>) -> Vec<RunInfo> {
-    let mut numbers: Vec<_> = numbers.copied().collect();
-    numbers.dedup();
+    let numbers: BTreeSet<_> = numbers.copied().collect();
     let run = |run| RunInfo {
         run,
         codecs: "avc1.64001f".into(),
@@ -263,8 +279,13 @@ impl EdgeStore {
                     let open = s.open.as_ref().map(|(facts, _)| facts.clone());
                     let open = open.filter(|f| !waiting.is_some_and(|w| w.contains(&f.number)));
                     let of_open = open.iter().map(|facts| &facts.run);
+                    let all = s.unshipped(SegmentNumber(0), usize::MAX);
+                    let newest = all[all.len().saturating_sub(NEWEST_LIMIT)..].to_vec();
+                    let of_page = page.iter().chain(&newest).map(|info| &info.run);
                     Looked {
-                        runs: runs(page.iter().map(|info| &info.run).chain(of_open)),
+                        live: !s.waits,
+                        runs: runs(of_page.chain(of_open)),
+                        newest,
                         open,
                         page,
                         holes: s.holes.clone(),
@@ -405,7 +426,10 @@ pub(super) struct HubStream {
     pub(super) partials: BTreeMap<SegmentNumber, Vec<u8>>,
     pub(super) announced: RangeSet,
     pub(super) parts: u64,
-    writing: Option<SegmentNumber>,
+    writing: BTreeSet<SegmentNumber>,
+    /// The live list, as the store keeps it: nothing before a live segment is waited for.
+    pub(super) listed: Vec<SegmentNumber>,
+    looked_to: Option<SegmentNumber>,
     failures: BTreeMap<SegmentNumber, u32>,
     pub(super) ended: Option<Option<SegmentNumber>>,
 }
@@ -449,6 +473,22 @@ impl HubStream {
         highest.map_or(SegmentNumber(0), SegmentNumber::next)
     }
 
+    /// Lists what is here in order, up to what is waited for.
+    fn advance(&mut self) {
+        let above = |looked_to: Option<SegmentNumber>| looked_to.map_or(0, |n| n.0 + 1);
+        let waited = self.waiting();
+        loop {
+            let from = SegmentNumber(above(self.looked_to));
+            let next = self.here.range(from..).next().map(|(&number, _)| number);
+            let Some(next) = next else { return };
+            if waited.iter().any(|n| (from..next).contains(n)) {
+                return;
+            }
+            self.listed.push(next);
+            self.looked_to = Some(next);
+        }
+    }
+
     fn hole(&self, number: SegmentNumber) -> Option<HoleReason> {
         let reason = self.reasons.get(&number).copied();
         self.holes
@@ -463,7 +503,7 @@ impl HubStream {
         }
         let partial = self.partials.entry(start.number).or_default();
         partial.truncate(start.offset as usize);
-        self.writing = Some(start.number);
+        self.writing.insert(start.number);
         true
     }
 }
@@ -479,7 +519,7 @@ impl HubStore {
                     });
                 }
                 let state = self.streams.entry(stream.clone()).or_default();
-                state.writing = None;
+                state.writing.clear();
                 let partials = state.partials.iter().map(|(&number, bytes)| Partial {
                     number,
                     length: bytes.len() as u64,
@@ -531,7 +571,7 @@ impl HubStore {
             } => {
                 let state = self.streams.get_mut(&stream).unwrap();
                 for number in state.waiting() {
-                    let is_written = state.writing == Some(number);
+                    let is_written = state.writing.contains(&number);
                     if within.contains(&number) && !held.contains(number) && !is_written {
                         state.partials.remove(&number);
                         state.holes.insert(number);
@@ -540,14 +580,23 @@ impl HubStore {
                 }
                 None
             }
-            Job::Start(start) => {
+            Job::Start {
+                start,
+                live,
+                instead_of,
+            } => {
                 let (stream, number) = (start.stream.clone(), start.number);
                 let state = self.streams.get_mut(&stream).unwrap();
+                if let Some(number) = instead_of {
+                    assert!(state.writing.remove(&number));
+                }
                 if state.settled().contains(number) {
                     // What an edge does not hold is lost after it was told what is settled: should it use the
                     // number then, it can't know better.
-                    let lost = state.hole(number) == Some(HoleReason::Lost);
-                    if !lost && (start.offset > 0 || !state.here.contains_key(&number)) {
+                    // What was evicted may have been on its way as that was told.
+                    let hole = state.hole(number);
+                    let excused = matches!(hole, Some(HoleReason::Lost | HoleReason::Evicted));
+                    if !excused && (start.offset > 0 || !state.here.contains_key(&number)) {
                         self.offered_again += 1;
                     }
                     if let Some(reason) = state.hole(number) {
@@ -563,10 +612,25 @@ impl HubStore {
                         number,
                     });
                 }
+                if live {
+                    let before = number.0.checked_sub(1).map(SegmentNumber);
+                    state.looked_to = state.looked_to.max(before);
+                }
                 Some(match state.start(&start) {
                     true => Outcome::Started,
                     false => Outcome::Unusable { stream, number },
                 })
+            }
+            Job::Pause { stream, number } => {
+                let state = self.streams.get_mut(&stream).unwrap();
+                assert!(state.writing.remove(&number));
+                let bytes = state.partials.get(&number).map_or(&[][..], Vec::as_slice);
+                let partial = Partial {
+                    number,
+                    length: bytes.len() as u64,
+                    hash: SegmentHash::of(bytes),
+                };
+                Some(Outcome::Paused { stream, partial })
             }
             Job::Append {
                 stream,
@@ -578,20 +642,24 @@ impl HubStore {
                     return Some(Outcome::Failed { stream, number });
                 }
                 let state = self.streams.get_mut(&stream).unwrap();
-                assert_eq!(state.writing, Some(number));
-                state
-                    .partials
-                    .get_mut(&number)
-                    .unwrap()
-                    .extend_from_slice(&data);
+                assert!(state.writing.contains(&number));
+                // Told as a hole while it was on its way.
+                let Some(partial) = state.partials.get_mut(&number) else {
+                    assert!(state.holes.contains(number));
+                    return Some(Outcome::Failed { stream, number });
+                };
+                partial.extend_from_slice(&data);
                 state.parts += u64::from(part_end.is_some());
                 None
             }
             Job::Close { stream, info } => {
                 let number = info.number;
                 let state = self.streams.get_mut(&stream).unwrap();
-                assert_eq!(state.writing.take(), Some(number));
-                let bytes = state.partials.remove(&number).unwrap();
+                assert!(state.writing.remove(&number));
+                let Some(bytes) = state.partials.remove(&number) else {
+                    assert!(state.holes.contains(number));
+                    return Some(Outcome::Failed { stream, number });
+                };
                 if SegmentHash::of(&bytes) != info.hash {
                     let failures = state.failures.entry(number).or_default();
                     *failures += 1;
@@ -610,6 +678,7 @@ impl HubStore {
                 let twice = state.here.insert(number, (info, bytes));
                 assert!(twice.is_none(), "{stream} {number} stored twice");
                 state.order.push(number);
+                state.advance();
                 Some(Outcome::Stored { stream, number })
             }
             Job::Settle {
@@ -652,7 +721,7 @@ impl HubStore {
     /// A killed program: partials lose bytes that were not on the disk.
     pub(super) fn restart(&mut self, lose: usize) {
         for state in self.streams.values_mut() {
-            state.writing = None;
+            state.writing.clear();
             for bytes in state.partials.values_mut() {
                 bytes.truncate(bytes.len().saturating_sub(lose));
             }

@@ -157,7 +157,7 @@ impl World {
     }
 
     fn work(&mut self) -> bool {
-        while let Some(command) = self.sender.poll_command() {
+        while let Some(command) = self.sender.poll_command(self.now) {
             self.commands.push_back(command);
         }
         let ahead: u64 = self
@@ -181,7 +181,7 @@ impl World {
         if queue.len() >= CHANNEL {
             return false;
         }
-        let Some(mut message) = self.sender.poll_message(channel) else {
+        let Some(mut message) = self.sender.poll_message(self.now, channel) else {
             return false;
         };
         self.messages.push(message.clone());
@@ -201,12 +201,15 @@ impl World {
 
     fn arrive_at_hub(&mut self) -> bool {
         let first = self.random.below(3) as usize;
-        let arrived = (0..3).find_map(|turn| self.up[(first + turn) % 3].pop_front());
-        let Some(bytes) = arrived else {
+        let arrived = (0..3).find_map(|turn| {
+            let channel = Channel::ALL[(first + turn) % 3];
+            Some((channel, self.up[channel.index()].pop_front()?))
+        });
+        let Some((channel, bytes)) = arrived else {
             return false;
         };
         let message = ToHub::decode(bytes).unwrap().unwrap();
-        let job = self.receiver.handle_message(message).unwrap();
+        let job = self.receiver.handle_message(channel, message).unwrap();
         if let Some(outcome) = job.and_then(|job| self.hub.execute(job)) {
             for answer in self.receiver.handle_outcome(outcome) {
                 self.down.push_back(answer.encode());
