@@ -37,6 +37,13 @@ pub struct Edge {
     secret_key: [u8; 32],
 }
 
+impl Edge {
+    /// Datagrams that this edge has put on its line, and their bytes without IP and UDP headers.
+    pub fn sent(&self) -> (u64, u64) {
+        (self.up_state.datagrams, self.up_state.bytes)
+    }
+}
+
 /// See [`World::step`]. Commands to the endpoints may be given between any two steps.
 pub struct World {
     pub start: Instant,
@@ -170,13 +177,19 @@ impl World {
     /// Drains what endpoints have to send, jumps to the next event and lets it happen. `false`: nothing will
     /// ever happen again.
     pub fn step(&mut self) -> bool {
+        self.step_until(None)
+    }
+
+    /// As [`World::step`], but time goes no further than `until`, when a test has something to do.
+    pub fn step_until(&mut self, until: Option<Instant>) -> bool {
         self.drain();
         let hub = self.hub.poll_timeout();
         let edges = self
             .edges
             .iter_mut()
             .filter_map(|edge| edge.endpoint.poll_timeout());
-        let Some(next) = edges.chain(hub).chain(self.network.next()).min() else {
+        let all = edges.chain(hub).chain(self.network.next()).chain(until);
+        let Some(next) = all.min() else {
             return false;
         };
         self.steps += 1;

@@ -4,5 +4,6 @@ mod delivery;
 mod goodput;
 mod handshake;
 mod hostile;
+mod latency;
 mod roaming;
 mod traffic;
