@@ -176,6 +176,11 @@ pub struct SessionStats {
     /// KCP packets with data, and how many of them were sent again.
     pub packets_sent: u64,
     pub packets_resent: u64,
+    /// Parity datagrams sent, and packets that the peer's parity gave back here.
+    pub parities_sent: u64,
+    pub packets_recovered: u64,
+    /// How many datagrams the line loses in a row, on average.
+    pub loss_burst: f32,
     /// Message bytes taken by `send` that the peer has not acknowledged.
     pub outstanding_bytes: usize,
     /// How often the channels were renewed.

@@ -8,7 +8,9 @@
 
 use crate::{
     api::Bye,
+    arrivals::{MAX_SACK_BYTES, Sack},
     datagram::{MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES},
+    parity::Cover,
 };
 
 pub(crate) const HEADER_BYTES: usize = 8;
@@ -26,9 +28,17 @@ const KCP: u8 = 1;
 const FEEDBACK: u8 = 2;
 const CREDIT: u8 = 3;
 const BYE: u8 = 4;
+const PARITY: u8 = 5;
+const SACK: u8 = 6;
+const SEEN: u8 = 7;
 
-const FEEDBACK_BYTES: usize = 44;
+const FEEDBACK_BYTES: usize = 48;
 const CREDIT_BYTES: usize = 24;
+
+/// What a parity's frame has before its bytes.
+pub(crate) const PARITY_OVERHEAD: usize = 11;
+const SACK_OVERHEAD: usize = 14;
+pub(crate) const MAX_SACK_FRAME_BYTES: usize = SACK_OVERHEAD + MAX_SACK_BYTES;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
@@ -45,6 +55,10 @@ pub(crate) enum Frame<'a> {
     /// Per channel: how many bytes (as [`crate::credit`] counts them) may be sent in this generation.
     Credit([u64; 3]),
     Bye(Bye),
+    Parity(Cover, &'a [u8]),
+    Sack(Sack),
+    /// The highest datagram counter seen: what the acknowledgements up to this frame go by.
+    Seen(u64),
 }
 
 /// What a receiver tells of the datagrams that reached it. Counts are since the session began.
@@ -64,6 +78,9 @@ pub(crate) struct Feedback {
     pub(crate) one_way_us: i32,
     /// Datagrams that came after a later one.
     pub(crate) reordered: u32,
+    /// How often a datagram's counter was not the next after the highest: losses, however long, and
+    /// datagrams that were overtaken.
+    pub(crate) gaps: u32,
 }
 
 pub(crate) fn parse_header(plain: &[u8]) -> Option<(Header, Frames<'_>)> {
@@ -118,6 +135,9 @@ impl<'a> Frames<'a> {
                 Some(Frame::Credit([body.u64()?, body.u64()?, body.u64()?]))
             }
             BYE => Some(Frame::Bye(bye_of(*body.first()?))),
+            PARITY => Some(parse_parity(body)?),
+            SACK => Some(Frame::Sack(parse_sack(body)?)),
+            SEEN => Some(Frame::Seen(Reader(body).u64()?)),
             _ => None,
         })
     }
@@ -134,12 +154,45 @@ fn parse_feedback(body: &[u8]) -> Option<Feedback> {
         arrival_us: body.u32()?,
         one_way_us: body.u32()?.cast_signed(),
         reordered: body.u32()?,
+        gaps: body.u32()?,
     })
+}
+
+fn parse_parity(body: &[u8]) -> Option<Frame<'_>> {
+    let mut body = Reader(body);
+    let (conv, first) = (body.u32()?, body.u32()?);
+    let ([stride, count, number], bytes) = body.0.split_first_chunk()?;
+    let cover = Cover {
+        conv,
+        first,
+        stride: *stride,
+        count: *count,
+        number: *number,
+    };
+    Some(Frame::Parity(cover, bytes))
+}
+
+fn parse_sack(body: &[u8]) -> Option<Sack> {
+    let mut body = Reader(body);
+    let sack = Sack {
+        conv: body.u32()?,
+        window: body.u16()?,
+        una: body.u32()?,
+        base: body.u32()?,
+        bits: body.0.to_vec(),
+    };
+    (sack.bits.len() <= MAX_SACK_BYTES).then_some(sack)
 }
 
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
+    fn u16(&mut self) -> Option<u16> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u16::from_be_bytes(*bytes))
+    }
+
     fn u32(&mut self) -> Option<u32> {
         let (bytes, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -215,6 +268,31 @@ impl Plaintext {
                 self.frame(CREDIT, &body)
             }
             Frame::Bye(bye) => self.frame(BYE, &[bye_byte(*bye)]),
+            Frame::Seen(counter) => self.frame(SEEN, &counter.to_be_bytes()),
+            Frame::Parity(cover, bytes) => {
+                if !self.fits(PARITY_OVERHEAD + bytes.len()) {
+                    return false;
+                }
+                self.head(PARITY, PARITY_OVERHEAD + bytes.len());
+                self.bytes.extend_from_slice(&cover.conv.to_be_bytes());
+                self.bytes.extend_from_slice(&cover.first.to_be_bytes());
+                self.bytes
+                    .extend_from_slice(&[cover.stride, cover.count, cover.number]);
+                self.bytes.extend_from_slice(bytes);
+                true
+            }
+            Frame::Sack(sack) => {
+                if !self.fits(SACK_OVERHEAD + sack.bits.len()) {
+                    return false;
+                }
+                self.head(SACK, SACK_OVERHEAD + sack.bits.len());
+                self.bytes.extend_from_slice(&sack.conv.to_be_bytes());
+                self.bytes.extend_from_slice(&sack.window.to_be_bytes());
+                self.bytes.extend_from_slice(&sack.una.to_be_bytes());
+                self.bytes.extend_from_slice(&sack.base.to_be_bytes());
+                self.bytes.extend_from_slice(&sack.bits);
+                true
+            }
             Frame::Feedback(feedback) => {
                 if !self.fits(FEEDBACK_BYTES) {
                     return false;
@@ -229,6 +307,7 @@ impl Plaintext {
                     feedback.arrival_us,
                     feedback.one_way_us.cast_unsigned(),
                     feedback.reordered,
+                    feedback.gaps,
                 ] {
                     self.bytes.extend_from_slice(&number.to_be_bytes());
                 }
@@ -268,6 +347,7 @@ mod tests {
             arrival_us: 6,
             one_way_us: -7,
             reordered: 8,
+            gaps: 9,
         }
     }
 
@@ -284,6 +364,24 @@ mod tests {
             Frame::Credit([1, u64::MAX, 3]),
             Frame::Bye(Bye::Other(77)),
             Frame::Bye(Bye::Refused),
+            Frame::Parity(
+                Cover {
+                    conv: 1,
+                    first: 2,
+                    stride: 3,
+                    count: 4,
+                    number: 5,
+                },
+                &[6, 7],
+            ),
+            Frame::Sack(Sack {
+                conv: 1,
+                window: 2,
+                una: 3,
+                base: 4,
+                bits: vec![5, 6],
+            }),
+            Frame::Seen(u64::MAX - 1),
         ];
         let mut plain = Plaintext::default();
         plain.start(header);
@@ -324,6 +422,24 @@ mod tests {
         assert!(plain.push(&Frame::Kcp(&[0; KCP_MTU])));
         assert_eq!(plain.bytes().len(), MAX_PLAINTEXT_BYTES);
         assert!(!plain.push(&Frame::Ping));
+    }
+
+    #[test]
+    fn parity_over_full_packets_fits_a_datagram() {
+        let mut plain = Plaintext::default();
+        plain.start(Header {
+            generation: 0,
+            sent_us: 0,
+        });
+        let cover = Cover {
+            conv: 0,
+            first: 0,
+            stride: 1,
+            count: 64,
+            number: 63,
+        };
+        let longest = crate::parity::SHARD_OVERHEAD + crate::conversation::KCP_MSS;
+        assert!(plain.push(&Frame::Parity(cover, &vec![0; longest])));
     }
 
     #[test]

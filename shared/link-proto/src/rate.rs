@@ -120,19 +120,13 @@ impl RateController {
         self.rate
     }
 
-    pub(crate) fn loss(&self) -> f64 {
+    #[cfg(test)]
+    fn loss(&self) -> f64 {
         self.loss
     }
 
     pub(crate) fn rtt(&self) -> Option<Duration> {
         self.srtt
-    }
-
-    /// How long KCP should wait at least before it takes a packet for lost: a probe for more rate may
-    /// lengthen the round trip by its share at any time.
-    pub(crate) fn least_rto(&self) -> Option<Duration> {
-        const JITTER: Duration = Duration::from_millis(20);
-        self.srtt.map(|srtt| srtt + (srtt / 4).max(JITTER))
     }
 
     pub(crate) fn min_rtt(&self) -> Option<Duration> {
@@ -525,6 +519,7 @@ mod tests {
                     arrival_us: now_us,
                     one_way_us: ONE_WAY_US + queue_us - 77,
                     reordered: 0,
+                    gaps: 0,
                 };
                 self.controller.on_feedback(
                     self.now,

@@ -78,6 +78,13 @@ pub(super) struct LineState {
     pub(super) bytes: u64,
 }
 
+impl LineState {
+    pub(super) fn queueing_delay(&self, now: Instant) -> Duration {
+        self.busy_until
+            .map_or(Duration::ZERO, |busy| busy.saturating_duration_since(now))
+    }
+}
+
 impl Network {
     pub(super) fn new(seed: u64) -> Self {
         Self {

@@ -42,6 +42,11 @@ impl Edge {
     pub fn sent(&self) -> (u64, u64) {
         (self.up_state.datagrams, self.up_state.bytes)
     }
+
+    /// How long a datagram that this edge sends now waits before its line.
+    pub fn queueing_delay(&self, now: Instant) -> Duration {
+        self.up_state.queueing_delay(now)
+    }
 }
 
 /// See [`World::step`]. Commands to the endpoints may be given between any two steps.
