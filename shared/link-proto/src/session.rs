@@ -284,6 +284,7 @@ impl Session {
             min_rtt: self.rate.min_rtt(),
             queueing_delay: self.rate.queueing_delay(),
             rate_bps: (self.rate.rate() * 8.0) as u64,
+            competes: self.rate.competes(),
             loss: self.losses.loss() as f32,
             loss_burst: self.losses.burst() as f32,
             datagrams_sent: self.next_counter,

@@ -136,13 +136,8 @@ impl Session {
                 | Frame::Sack(_)
                 | Frame::Seen(_) => {}
                 Frame::Feedback(feedback) => {
-                    self.rate.on_feedback(
-                        now,
-                        now_us,
-                        self.next_counter,
-                        self.bytes_sent,
-                        &feedback,
-                    );
+                    self.rate
+                        .on_feedback(now, now_us, self.next_counter, &feedback);
                     self.pacer.set_rate(now, self.rate.rate());
                     self.losses.on_feedback(&feedback);
                     self.watch_reordering(now, feedback.reordered);

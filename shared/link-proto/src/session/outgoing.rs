@@ -94,6 +94,9 @@ impl Session {
                 room = room.saturating_sub(lane.waiting());
             }
         }
+        if !self.data_waiting() && self.pacer.tokens(now) > 0.0 {
+            self.rate.on_pause(self.next_counter);
+        }
     }
 
     /// Packets that may yet be unacknowledged, over all channels.

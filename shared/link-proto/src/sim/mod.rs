@@ -3,10 +3,12 @@
 
 mod attacker;
 mod network;
+mod rival;
 mod world;
 
 pub use attacker::{Attacker, forged_initiation};
 pub use network::{Bursts, Line, Network};
+pub use rival::Rival;
 pub use world::{Edge, HUB_ADDRESS, Who, World};
 
 /// The beginning of simulated time. (An `Instant` can only be had from the clock; what it is does not matter.)

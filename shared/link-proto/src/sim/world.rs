@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{
-    Attacker, Line, Network,
+    Attacker, Line, Network, Rival,
     attacker::Work,
     network::{Delivery, LineState},
+    rival::RIVAL_ADDRESS,
 };
 use crate::{
     Cipher, EdgeConfig, EdgeEndpoint, Endpoint, Event, HubConfig, HubEndpoint, public_key,
@@ -34,6 +35,8 @@ pub struct Edge {
     pub down: Line,
     up_state: LineState,
     down_state: LineState,
+    /// Shares the way up.
+    pub rival: Option<Rival>,
     secret_key: [u8; 32],
 }
 
@@ -123,6 +126,7 @@ impl World {
             down,
             up_state: LineState::default(),
             down_state: LineState::default(),
+            rival: None,
             secret_key,
         });
         place
@@ -160,6 +164,12 @@ impl World {
         edge.endpoint = EdgeEndpoint::new(config, now, seed);
     }
 
+    /// From now on somebody else sends as much as goes, on the edge's way up.
+    pub fn add_rival(&mut self, place: usize) {
+        let edge = &mut self.edges[place];
+        edge.rival = Some(Rival::new(self.now, edge.address));
+    }
+
     /// Nothing passes in either direction for so long.
     pub fn cut(&mut self, place: usize, duration: Duration) {
         self.cut_up(place, duration);
@@ -194,7 +204,9 @@ impl World {
             .iter_mut()
             .filter_map(|edge| edge.endpoint.poll_timeout());
         let all = edges.chain(hub).chain(self.network.next()).chain(until);
-        let Some(next) = all.min() else {
+        let first = all.min();
+        let rivals = self.edges.iter().filter_map(|edge| edge.rival.as_ref());
+        let Some(next) = rivals.map(Rival::next).chain(first).min() else {
             return false;
         };
         self.steps += 1;
@@ -216,6 +228,9 @@ impl World {
             self.hub.handle_timeout(self.now);
         }
         for edge in &mut self.edges {
+            if let Some(rival) = &mut edge.rival {
+                rival.handle_time(self.now);
+            }
             if edge
                 .endpoint
                 .poll_timeout()
@@ -266,7 +281,14 @@ impl World {
     }
 
     fn deliver(&mut self, delivery: &Delivery) {
-        if delivery.to == HUB_ADDRESS {
+        if delivery.to == RIVAL_ADDRESS {
+            let mut edges = self.edges.iter_mut();
+            if let Some(edge) = edges.find(|edge| edge.address == delivery.from)
+                && let Some(rival) = &mut edge.rival
+            {
+                rival.on_arrival(self.now + edge.down.delay, &delivery.bytes);
+            }
+        } else if delivery.to == HUB_ADDRESS {
             self.hub
                 .handle_datagram(self.now, delivery.from, &delivery.bytes);
         } else if let Some(edge) = self
@@ -296,6 +318,9 @@ impl World {
             None => vec![delivery],
         };
         for edge in edges.iter_mut() {
+            while let Some(delivery) = edge.rival.as_mut().and_then(Rival::poll) {
+                network.send(*now, &edge.up, &mut edge.up_state, delivery);
+            }
             buffer.clear();
             while let Some(transmit) = edge.endpoint.poll_transmit(*now, MAX_BATCH, buffer) {
                 for bytes in buffer.chunks(transmit.segment_size.unwrap_or(transmit.size)) {

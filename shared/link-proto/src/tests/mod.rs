@@ -1,6 +1,7 @@
 //! Two real endpoints over a simulated line, by behaviour.
 
 mod delivery;
+mod finding;
 mod goodput;
 mod handshake;
 mod hostile;
