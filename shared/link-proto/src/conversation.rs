@@ -28,12 +28,9 @@ use kcp::{KCP_OVERHEAD, Kcp};
 use crate::{
     api::MAX_MESSAGE_BYTES,
     arrivals::{Arrivals, Sack},
-    frame::KCP_MTU,
+    frame::KCP_MSS,
     recovery::Flight,
 };
-
-/// Payload of one KCP packet.
-pub(crate) const KCP_MSS: usize = KCP_MTU - KCP_OVERHEAD;
 
 const MAX_FRAGMENTS: usize = MAX_MESSAGE_BYTES.div_ceil(KCP_MSS);
 
@@ -85,7 +82,7 @@ impl Conversation {
         kcp.set_rx_minrto(KCP_RTO_MS);
         kcp.set_wndsize(1, receive_window);
         // Can't fail: the MTU is a constant far above the least.
-        let _ = kcp.set_mtu(KCP_MTU);
+        let _ = kcp.set_mtu(KCP_MSS + KCP_OVERHEAD);
         Self {
             kcp,
             outbox,
@@ -108,8 +105,8 @@ impl Conversation {
         self.kcp.set_wndsize(0, packets);
     }
 
-    /// A KCP packet of the peer. Whole messages go to `deliver`.
-    pub(crate) fn input(
+    /// A packet as KCP has it. Whole messages go to `deliver`.
+    fn input(
         &mut self,
         now: Instant,
         packet: &[u8],
@@ -137,8 +134,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// A packet that parity gave back: as if it had come.
-    pub(crate) fn input_recovered(
+    /// A packet with data of the peer's, or one that parity gave back. Whole messages go to `deliver`.
+    pub(crate) fn on_data(
         &mut self,
         now: Instant,
         sn: u32,
@@ -349,12 +346,12 @@ fn distance(later: u32, earlier: u32) -> i32 {
     later.wrapping_sub(earlier).cast_signed()
 }
 
-/// The packets with data in what a peer sent: (packet, fragment, data).
-pub(crate) fn data_packets(packet: &[u8]) -> impl Iterator<Item = (u32, u8, &[u8])> {
-    Segments(packet)
-        .flatten()
-        .filter(|segment| segment.cmd == PUSH)
-        .map(|segment| (segment.sn, segment.frg, segment.data))
+/// Fragment and data of a packet in [`Conversation::flight`].
+pub(crate) fn content(packet: &[u8]) -> (u8, &[u8]) {
+    match Segments(packet).next() {
+        Some(Ok(segment)) => (segment.frg, segment.data),
+        _ => (0, &[]),
+    }
 }
 
 /// The headers of a KCP packet (little-endian, as KCP has them).
@@ -525,7 +522,10 @@ mod tests {
         now += Duration::from_secs(300);
         a.flush(now, 0);
         assert_eq!(a.flight.waiting(), 0);
-        assert_eq!(a.flight.detect(now, 9, Duration::ZERO, 1), (None, 1));
+        assert_eq!(
+            a.flight.detect(now, 9, Duration::ZERO, 1, Duration::ZERO),
+            (None, 1)
+        );
         assert_eq!(carry(&mut a, &mut b, now, |_| true), [vec![7; 3 * KCP_MSS]]);
         assert_eq!((a.in_flight(), a.message_bytes()), (0, 0));
     }
@@ -537,14 +537,14 @@ mod tests {
         a.flush(now, 3);
         assert!(carry(&mut a, &mut b, now, |sn| sn != 1).is_empty());
         let mut messages = Vec::new();
-        b.input_recovered(now, 1, 1, &[7; KCP_MSS], |message| messages.push(message))
+        b.on_data(now, 1, 1, &[7; KCP_MSS], |message| messages.push(message))
             .unwrap();
         assert_eq!(messages, [vec![7; 3 * KCP_MSS]]);
         carry(&mut a, &mut b, now, |_| true);
         assert_eq!(a.in_flight(), 0);
-        b.input_recovered(now, 1, 1, &[7; KCP_MSS], |_| panic!("it is old"))
+        b.on_data(now, 1, 1, &[7; KCP_MSS], |_| panic!("it is old"))
             .unwrap();
-        assert_eq!(b.input_recovered(now, 5, 255, &[7], |_| {}), Err(Malformed));
+        assert_eq!(b.on_data(now, 5, 255, &[7], |_| {}), Err(Malformed));
     }
 
     /// A packet as KCP lays it out.

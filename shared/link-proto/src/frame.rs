@@ -10,7 +10,7 @@ use crate::{
     api::Bye,
     arrivals::{MAX_SACK_BYTES, Sack},
     datagram::{MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES},
-    parity::Cover,
+    parity::{Cover, SHARD_OVERHEAD},
 };
 
 pub(crate) const HEADER_BYTES: usize = 8;
@@ -20,11 +20,12 @@ pub(crate) const FRAME_OVERHEAD: usize = 3;
 pub(crate) const MAX_PLAINTEXT_BYTES: usize =
     MAX_DATAGRAM_BYTES - TRANSPORT_HEADER_BYTES - TAG_BYTES;
 
-/// A KCP packet of this size fills a datagram.
-pub(crate) const KCP_MTU: usize = MAX_PLAINTEXT_BYTES - HEADER_BYTES - FRAME_OVERHEAD;
+/// Data of one KCP packet: a parity over packets of this size fills a datagram.
+pub(crate) const KCP_MSS: usize =
+    MAX_PLAINTEXT_BYTES - HEADER_BYTES - FRAME_OVERHEAD - PARITY_OVERHEAD - SHARD_OVERHEAD;
 
 const PING: u8 = 0;
-const KCP: u8 = 1;
+const DATA: u8 = 1;
 const FEEDBACK: u8 = 2;
 const CREDIT: u8 = 3;
 const BYE: u8 = 4;
@@ -32,6 +33,7 @@ const PARITY: u8 = 5;
 const SACK: u8 = 6;
 const SEEN: u8 = 7;
 
+const DATA_OVERHEAD: usize = 6;
 const FEEDBACK_BYTES: usize = 48;
 const CREDIT_BYTES: usize = 24;
 
@@ -50,7 +52,7 @@ pub(crate) struct Header {
 pub(crate) enum Frame<'a> {
     /// Asks for feedback at once.
     Ping,
-    Kcp(&'a [u8]),
+    Data(Packet<'a>),
     Feedback(Feedback),
     /// Per channel: how many bytes (as [`crate::credit`] counts them) may be sent in this generation.
     Credit([u64; 3]),
@@ -59,6 +61,16 @@ pub(crate) enum Frame<'a> {
     Sack(Sack),
     /// The highest datagram counter seen: what the acknowledgements up to this frame go by.
     Seen(u64),
+}
+
+/// A KCP packet with data, without what the datagram's header and [`Frame::Sack`] say anyhow: 6 bytes in front
+/// of the data for KCP's 24.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Packet<'a> {
+    pub(crate) channel: u8,
+    pub(crate) fragment: u8,
+    pub(crate) sn: u32,
+    pub(crate) data: &'a [u8],
 }
 
 /// What a receiver tells of the datagrams that reached it. Counts are since the session began.
@@ -128,7 +140,16 @@ impl<'a> Frames<'a> {
         self.rest = rest;
         Some(match kind {
             PING => Some(Frame::Ping),
-            KCP => Some(Frame::Kcp(body)),
+            DATA => {
+                let ([channel, fragment], body) = body.split_first_chunk()?;
+                let (sn, data) = body.split_first_chunk()?;
+                Some(Frame::Data(Packet {
+                    channel: *channel,
+                    fragment: *fragment,
+                    sn: u32::from_be_bytes(*sn),
+                    data,
+                }))
+            }
             FEEDBACK => Some(Frame::Feedback(parse_feedback(body)?)),
             CREDIT => {
                 let mut body = Reader(body);
@@ -259,7 +280,18 @@ impl Plaintext {
     pub(crate) fn push(&mut self, frame: &Frame<'_>) -> bool {
         match frame {
             Frame::Ping => self.frame(PING, &[]),
-            Frame::Kcp(packet) => self.frame(KCP, packet),
+            Frame::Data(packet) => {
+                let length = DATA_OVERHEAD + packet.data.len();
+                if !self.fits(length) {
+                    return false;
+                }
+                self.head(DATA, length);
+                self.bytes
+                    .extend_from_slice(&[packet.channel, packet.fragment]);
+                self.bytes.extend_from_slice(&packet.sn.to_be_bytes());
+                self.bytes.extend_from_slice(packet.data);
+                true
+            }
             Frame::Credit(limits) => {
                 let mut body = [0; CREDIT_BYTES];
                 for (place, limit) in body.chunks_exact_mut(8).zip(limits) {
@@ -359,7 +391,12 @@ mod tests {
         };
         let frames = [
             Frame::Ping,
-            Frame::Kcp(&[1, 2, 3]),
+            Frame::Data(Packet {
+                channel: 1,
+                fragment: 2,
+                sn: 3,
+                data: &[4, 5],
+            }),
             Frame::Feedback(sample()),
             Frame::Credit([1, u64::MAX, 3]),
             Frame::Bye(Bye::Other(77)),
@@ -403,29 +440,22 @@ mod tests {
         });
         assert!(plain.push(&Frame::Ping));
         assert!(plain.push(&Frame::Bye(Bye::Shutdown)));
-        assert!(plain.push(&Frame::Kcp(&[0xaa, 0xbb])));
+        assert!(plain.push(&Frame::Data(Packet {
+            channel: 2,
+            fragment: 3,
+            sn: 0x0405_0607,
+            data: &[0xaa, 0xbb],
+        })));
         assert_eq!(
             plain.bytes(),
             [
-                0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 4, 0, 1, 1, 1, 0, 2, 0xaa, 0xbb
+                0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 4, 0, 1, 1, 1, 0, 8, 2, 3, 4, 5, 6, 7, 0xaa, 0xbb
             ]
         );
     }
 
     #[test]
-    fn a_full_kcp_packet_fills_the_datagram_exactly() {
-        let mut plain = Plaintext::default();
-        plain.start(Header {
-            generation: 0,
-            sent_us: 0,
-        });
-        assert!(plain.push(&Frame::Kcp(&[0; KCP_MTU])));
-        assert_eq!(plain.bytes().len(), MAX_PLAINTEXT_BYTES);
-        assert!(!plain.push(&Frame::Ping));
-    }
-
-    #[test]
-    fn parity_over_full_packets_fits_a_datagram() {
+    fn parity_over_full_packets_fills_a_datagram_exactly() {
         let mut plain = Plaintext::default();
         plain.start(Header {
             generation: 0,
@@ -438,8 +468,9 @@ mod tests {
             count: 64,
             number: 63,
         };
-        let longest = crate::parity::SHARD_OVERHEAD + crate::conversation::KCP_MSS;
-        assert!(plain.push(&Frame::Parity(cover, &vec![0; longest])));
+        assert!(plain.push(&Frame::Parity(cover, &[0; SHARD_OVERHEAD + KCP_MSS])));
+        assert_eq!(plain.bytes().len(), MAX_PLAINTEXT_BYTES);
+        assert!(!plain.push(&Frame::Ping));
     }
 
     #[test]

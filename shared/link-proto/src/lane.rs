@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use crate::{
     api::Channel,
-    conversation::{Conversation, KCP_MSS, Malformed, data_packets},
+    conversation::{Conversation, Malformed},
+    frame::{KCP_MSS, Packet},
     parity::{Cover, Decoder, Encoder},
     session::STRANGER_CREDIT,
 };
@@ -186,7 +187,7 @@ impl Lane {
     pub(crate) fn on_packet(
         &mut self,
         now: Instant,
-        packet: &[u8],
+        packet: Packet<'_>,
         mut deliver: impl FnMut(Bytes),
     ) -> Result<(), Malformed> {
         let received = &mut self.received;
@@ -194,19 +195,21 @@ impl Lane {
             *received += cost(message.len());
             deliver(message);
         };
-        self.conversation.input(now, packet, &mut deliver)?;
-        for (sn, fragment, data) in data_packets(packet) {
-            self.decoder
-                .on_packet(sn, || crate::parity::shard(fragment, data));
-            let recovered = self.decoder.recover(Some(sn), &self.conversation.arrivals);
-            self.recovered += take_recovered(
-                now,
-                &mut self.conversation,
-                &mut self.decoder,
-                recovered,
-                &mut deliver,
-            )?;
-        }
+        let Packet {
+            fragment, sn, data, ..
+        } = packet;
+        self.conversation
+            .on_data(now, sn, fragment, data, &mut deliver)?;
+        self.decoder
+            .on_packet(sn, || crate::parity::shard(fragment, data));
+        let recovered = self.decoder.recover(Some(sn), &self.conversation.arrivals);
+        self.recovered += take_recovered(
+            now,
+            &mut self.conversation,
+            &mut self.decoder,
+            recovered,
+            &mut deliver,
+        )?;
         self.keeps_to_credit()
     }
 
@@ -286,7 +289,7 @@ fn take_recovered(
     let count = recovered.len() as u64;
     for (sn, fragment, data) in recovered {
         decoder.on_packet(sn, || crate::parity::shard(fragment, &data));
-        conversation.input_recovered(now, sn, fragment, &data, &mut *deliver)?;
+        conversation.on_data(now, sn, fragment, &data, &mut *deliver)?;
     }
     Ok(count)
 }

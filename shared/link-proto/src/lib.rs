@@ -1,4 +1,5 @@
-//! The link as a pure value: datagrams, handshake, encryption, KCP, pacing, messages, replication.
+//! The link as a pure value: datagrams, handshake, encryption, KCP, loss repair, parity, pacing, messages,
+//! replication.
 //!
 //! No tokio, socket, clock or random source here: time, randomness and bytes come in as arguments,
 //! decisions go out as values (invariant 8). An [`EdgeEndpoint`] and a [`HubEndpoint`] speak the

@@ -4,6 +4,8 @@
 //! in their numbers. From them follow how much parity a group gets and how many copies of a lost packet go
 //! out; [`Beforehand`] keeps all that is sent before a loss is known within its share.
 
+use std::time::Duration;
+
 use crate::frame::Feedback;
 
 /// What may be sent before any loss is known (parity, probes), as a share of the media sent.
@@ -20,6 +22,10 @@ const PRIOR: f64 = 40.0;
 
 /// Below this loss resending alone is cheap and quick enough.
 const CLEAN: f64 = 0.003;
+
+/// Between copies of a packet, where losses are single, and how much longer it gets where they aren't.
+const COPY_GAP: Duration = Duration::from_millis(5);
+const MAX_COPY_GAPS: f64 = 4.0;
 
 /// How often a group's parity may turn out too little: more parity costs more than the resends it spares.
 const RESIDUAL: f64 = 0.1;
@@ -89,6 +95,11 @@ impl LossMeter {
         (1..=crate::erasure::MAX_PARITIES)
             .find(|parities| too_few(packets, *parities, loss) <= RESIDUAL)
             .unwrap_or(crate::erasure::MAX_PARITIES)
+    }
+
+    /// How far apart copies of a packet are: a burst takes neighbours.
+    pub(crate) fn copy_gap(&self) -> Duration {
+        COPY_GAP.mul_f64(self.burst().clamp(1.0, MAX_COPY_GAPS))
     }
 
     /// How often a lost packet is sent at once: each further loss costs a round trip.

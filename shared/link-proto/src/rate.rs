@@ -11,7 +11,7 @@
 //! | `Startup` | twice what was delivered, each round trip | a queue stands, or more brings no more |
 //! | `Steady` | what was delivered; each few rounds a little below it, then a probe above | a queue stands |
 //! | `Drain` | below what is delivered, by as much as the queue is too long | the queue is gone |
-//! | `Compete` | grows, and falls with loss, whatever the delay | no queue stands for a second |
+//! | `Compete` | grows, and falls with loss, whatever the delay | no queue stands for two seconds |
 //!
 //! `Drain` turns into `Compete` when the queue does not shrink though less is sent: somebody else fills it.
 //! A probe that is delivered is followed by one of twice the size, so that a faster line is found soon.
@@ -59,25 +59,30 @@ const GAINS: [f64; 5] = [0.8, 1.0, 1.0, 1.0, 1.0];
 /// Start-up's factor over what was delivered. On a long line what is too much is known late.
 const STARTUP_GAIN: f64 = 2.0;
 const LONG_STARTUP_GAIN: f64 = 1.6;
-const LONG_RTT: Duration = Duration::from_millis(150);
+const LONG_RTT: Duration = Duration::from_millis(75);
 
 /// Rounds without growth that end start-up.
 const FLAT_ROUNDS: u8 = 3;
 
-/// `Drain` never goes below this share of what is delivered.
+/// `Drain` goes no lower than the first share of what is delivered, and so far below it at least that the
+/// queue must be seen to shrink.
 const MIN_DRAIN_GAIN: f64 = 0.4;
+const MAX_DRAIN_GAIN: f64 = 0.75;
 
 /// So long and so many round trips must the queue stand against a drain before somebody else fills it.
 const COMPETITOR_TIME: Duration = Duration::from_millis(300);
-const COMPETITOR_RTTS: u32 = 3;
+const COMPETITOR_RTTS: u32 = 4;
 
 /// In competition the rate grows by this share a second, near to what CUBIC (RFC 9438) does after a loss,
 /// and falls to this share on congestion (RFC 9438, section 4.6).
-const COMPETE_GROWTH: f64 = 0.10;
+const COMPETE_GROWTH: f64 = 0.07;
 const COMPETE_BACKOFF: f64 = 0.7;
 
 /// Without a queue for so long, nobody competes any more.
-const COMPETE_QUIET: Duration = Duration::from_secs(1);
+const COMPETE_QUIET: Duration = Duration::from_secs(2);
+
+/// While somebody competes, the bare delay is not seen: the one known before is held for so long.
+const BASE_HELD: Duration = Duration::from_secs(120);
 
 /// Pauses in sending that are remembered until they are answered.
 const MAX_PAUSES: usize = 64;
@@ -283,6 +288,11 @@ impl RateController {
     fn measure_queue(&mut self, now: Instant, feedback: &Feedback) {
         let first = *self.first_one_way.get_or_insert(feedback.one_way_us);
         let one_way = i64::from(feedback.one_way_us.wrapping_sub(first));
+        if self.competes() {
+            self.base_one_way.hold(now);
+        } else {
+            self.base_one_way.release();
+        }
         self.base_one_way.add(now, one_way);
         let base = self.base_one_way.get().unwrap_or(one_way);
         let queue = Duration::from_micros((one_way - base).try_into().unwrap_or(0));
@@ -316,14 +326,21 @@ impl RateController {
     }
 
     fn judge(&mut self, now: Instant, sample: &Sample) {
-        if sample.limited {
+        // Once a drain has emptied the queue, what comes through is only what is sent.
+        let draining = matches!(self.phase, Phase::Drain { .. });
+        if sample.limited && (!draining || self.queue > self.tolerated_queue()) {
             let [_, b, c] = self.latest_deliveries;
             self.latest_deliveries = [b, c, sample.delivery];
         }
         if sample.limited || sample.delivery > self.bandwidth() {
             self.round_best = self.round_best.max(sample.delivery);
         }
-        let queue_stands = self.queue > self.tolerated_queue();
+        let mut queue_stands = self.queue > self.tolerated_queue();
+        if let (Phase::Startup { .. }, [_, newest]) = (self.phase, self.recent_queues) {
+            // Doubling goes over any line soon: the first sign must do.
+            queue_stands = newest > self.tolerated_queue();
+            self.queue = newest;
+        }
         match self.phase {
             Phase::Startup { .. } | Phase::Steady { .. } if queue_stands && sample.limited => {
                 self.phase = Phase::Drain {
@@ -393,7 +410,7 @@ impl RateController {
         let too_long = self.queue.saturating_sub(self.tolerated_queue() / 4);
         let within = self.min_rtt.get().unwrap_or_default() + Duration::from_millis(100);
         let share = too_long.as_secs_f64() / within.as_secs_f64();
-        let gain = (1.0 - share).max(MIN_DRAIN_GAIN);
+        let gain = (1.0 - share).clamp(MIN_DRAIN_GAIN, MAX_DRAIN_GAIN);
         self.rate = self.latest_delivery() / (1.0 - self.base_loss) * gain;
     }
 
@@ -482,15 +499,20 @@ impl RateController {
             self.base_loss += (loss.min(MAX_COMPENSATED_LOSS) - self.base_loss) * weight;
         }
         if let Phase::Compete { quiet, fell } = self.phase {
-            let noise = 3.0 * (self.base_loss * (1.0 - self.base_loss) / sent as f64).sqrt();
+            // More than the line's own loss explains, by three standard deviations.
+            let expected = self.base_loss * sent as f64;
+            let explained = expected + 3.0 * expected.sqrt() + 0.5;
             let rtt = self.srtt.unwrap_or_default();
-            if loss > self.base_loss + noise + 0.01 && now >= fell + 2 * rtt {
+            if sent.saturating_sub(came) as f64 > explained && now >= fell + 2 * rtt {
                 self.phase = Phase::Compete { quiet, fell: now };
                 self.rate *= COMPETE_BACKOFF;
             } else {
                 let seconds = now.saturating_duration_since(began).as_secs_f64().min(1.0);
                 let most = 1.25 * self.latest_delivery() / (1.0 - self.base_loss);
-                let grown = self.rate * (1.0 + COMPETE_GROWTH * seconds);
+                // On a share of little it grows as TCP does there: by a packet each round trip (RFC 5681).
+                let packet = MAX_DATAGRAM_BYTES as f64 / rtt.as_secs_f64().max(0.01).powi(2);
+                let growth = (COMPETE_GROWTH * self.rate).max(packet);
+                let grown = self.rate + growth * seconds;
                 self.rate = grown.min(most.max(self.rate));
             }
             return;
@@ -574,10 +596,11 @@ impl RateController {
     }
 
     /// A probe lasts a round: on a long line it goes only so far over the rate that the queue it builds is
-    /// about [`QUEUE_TOLERANCE`].
+    /// within what is tolerated.
     fn probe(&self) -> f64 {
         let rtt = self.min_rtt.get().unwrap_or_default().as_secs_f64();
-        let least = (QUEUE_TOLERANCE.as_secs_f64() / rtt).clamp(0.08, 0.2);
+        let room = 0.6 * self.tolerated_queue().as_secs_f64();
+        let least = (room / rtt).clamp(0.08, 0.2);
         1.0 + least.max(self.probe_excess)
     }
 
@@ -594,6 +617,7 @@ struct WindowedMin<T> {
     current: Option<T>,
     previous: Option<T>,
     turn_at: Option<Instant>,
+    held_since: Option<Instant>,
 }
 
 impl<T: Copy + Ord> WindowedMin<T> {
@@ -602,6 +626,7 @@ impl<T: Copy + Ord> WindowedMin<T> {
             current: None,
             previous: None,
             turn_at: None,
+            held_since: None,
         }
     }
 
@@ -612,6 +637,18 @@ impl<T: Copy + Ord> WindowedMin<T> {
             self.turn_at = Some(now + BASE_WINDOW / 2);
         }
         self.current = Some(self.current.map_or(value, |least| least.min(value)));
+    }
+
+    /// Forgets nothing, for up to [`BASE_HELD`].
+    fn hold(&mut self, now: Instant) {
+        let held = *self.held_since.get_or_insert(now);
+        if now < held + BASE_HELD {
+            self.turn_at = Some(now + BASE_WINDOW / 2);
+        }
+    }
+
+    fn release(&mut self) {
+        self.held_since = None;
     }
 
     fn get(&self) -> Option<T> {

@@ -13,9 +13,6 @@ use std::{
 /// Later datagrams that must be seen before a packet without parity counts as lost.
 const LATER_DATAGRAMS: u64 = 2;
 
-/// Copies of a resent packet follow each other so closely: bursts take neighbours.
-pub(crate) const COPY_GAP: Duration = Duration::from_millis(5);
-
 /// Packets that one tail probe repeats at most.
 const PROBE_PACKETS: usize = 4;
 
@@ -229,7 +226,7 @@ impl Flight {
     }
 
     /// Finds what is lost, since the peer has seen datagram `seen`. Nothing is judged sooner than `patience`
-    /// after it left (where datagrams overtake each other); `copies` of each follow the first. Gives when to
+    /// after it left (where datagrams overtake each other); `copies` of each are sent, `gap` apart. Gives when to
     /// look again, if that is known, and how many were lost.
     pub(crate) fn detect(
         &mut self,
@@ -237,6 +234,7 @@ impl Flight {
         seen: u64,
         patience: Duration,
         copies: u32,
+        gap: Duration,
     ) -> (Option<Instant>, usize) {
         let mut again: Option<Instant> = None;
         let mut found = 0;
@@ -259,7 +257,7 @@ impl Flight {
             let sn = self.una.wrapping_add(place);
             self.lost.push_back(sn);
             for copy in 1..copies {
-                let at = now + COPY_GAP * copy;
+                let at = now + gap * copy;
                 let place = self.copies.partition_point(|(other, _)| *other <= at);
                 self.copies.insert(place, (at, sn));
             }
@@ -303,6 +301,7 @@ mod tests {
     use crate::sim;
 
     const NONE: Duration = Duration::ZERO;
+    const GAP: Duration = Duration::from_millis(5);
 
     fn flight(packets: u64, now: Instant, open: bool) -> Flight {
         let mut flight = Flight::new();
@@ -321,11 +320,11 @@ mod tests {
         flight.on_una(1);
         flight.on_acknowledged(3);
         assert_eq!((flight.una(), flight.unacknowledged()), (1, 3));
-        assert_eq!(flight.detect(now, 3, NONE, 1), (None, 1));
+        assert_eq!(flight.detect(now, 3, NONE, 1, GAP), (None, 1));
         assert_eq!(flight.next_lost(now), Some(1));
         assert_eq!(flight.bytes(1), [1; 3]);
         flight.on_sent_again(now, 5);
-        assert_eq!(flight.detect(now, 6, NONE, 1), (None, 2), "2 and 4");
+        assert_eq!(flight.detect(now, 6, NONE, 1, GAP), (None, 2), "2 and 4");
         flight.on_una(5);
         assert_eq!(flight.next_lost(now), None, "it came after all");
         assert_eq!((flight.unacknowledged(), flight.waiting()), (0, 0));
@@ -336,16 +335,16 @@ mod tests {
         let now = sim::start();
         let mut flight = flight(3, now, true);
         assert_eq!(
-            flight.detect(now, 50, NONE, 1),
+            flight.detect(now, 50, NONE, 1, GAP),
             (None, 0),
             "the group is open"
         );
         for sn in 0..3 {
             flight.on_parity(now, sn, Some(7), true);
         }
-        assert_eq!(flight.detect(now, 6, NONE, 1), (None, 0));
+        assert_eq!(flight.detect(now, 6, NONE, 1, GAP), (None, 0));
         flight.on_acknowledged(1);
-        assert_eq!(flight.detect(now, 7, NONE, 1), (None, 2));
+        assert_eq!(flight.detect(now, 7, NONE, 1, GAP), (None, 2));
         assert_eq!(flight.waiting(), 2);
     }
 
@@ -355,17 +354,20 @@ mod tests {
         let mut flight = flight(3, now, false);
         let patience = Duration::from_millis(30);
         assert_eq!(
-            flight.detect(now, 2, patience, 2),
+            flight.detect(now, 2, patience, 2, GAP),
             (Some(now + patience), 0)
         );
-        assert_eq!(flight.detect(now + patience, 2, patience, 2), (None, 1));
+        assert_eq!(
+            flight.detect(now + patience, 2, patience, 2, GAP),
+            (None, 1)
+        );
         assert_eq!(flight.next_lost(now + patience), Some(0));
         flight.on_sent_again(now + patience, 3);
         assert_eq!(flight.next_lost(now + patience), None);
-        assert_eq!(flight.copy_at(), Some(now + patience + COPY_GAP));
-        assert_eq!(flight.next_lost(now + patience + COPY_GAP), Some(0));
+        assert_eq!(flight.copy_at(), Some(now + patience + GAP));
+        assert_eq!(flight.next_lost(now + patience + GAP), Some(0));
         flight.on_una(1);
-        assert_eq!(flight.next_lost(now + patience + COPY_GAP), None);
+        assert_eq!(flight.next_lost(now + patience + GAP), None);
     }
 
     #[test]

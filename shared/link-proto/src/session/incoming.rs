@@ -107,10 +107,10 @@ impl Session {
                         self.credit_due = Some(now);
                     }
                 }
-                Frame::Kcp(packet) if this_generation => {
+                Frame::Data(packet) if this_generation => {
                     self.receiver.want(now);
                     self.owe_ack(now);
-                    self.on_kcp(now, packet, events)?;
+                    self.on_data(now, packet, events)?;
                 }
                 Frame::Parity(cover, bytes) if this_generation => {
                     self.receiver.want(now);
@@ -130,7 +130,7 @@ impl Session {
                         lane.on_credit(limit);
                     }
                 }
-                Frame::Kcp(_)
+                Frame::Data(_)
                 | Frame::Credit(_)
                 | Frame::Parity(..)
                 | Frame::Sack(_)
@@ -151,17 +151,15 @@ impl Session {
         Ok(())
     }
 
-    fn on_kcp(
+    fn on_data(
         &mut self,
         now: Instant,
-        packet: &[u8],
+        packet: frame::Packet<'_>,
         events: &mut VecDeque<Event>,
     ) -> Result<(), frame::Malformed> {
-        let conv = packet
-            .first_chunk::<4>()
-            .map(|conv| u32::from_le_bytes(*conv))
+        let channel = *Channel::ALL
+            .get(usize::from(packet.channel))
             .ok_or(frame::Malformed)?;
-        let channel = channel_of(conv)?;
         let session = self.id;
         let mut messages = 0;
         let taken = self

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::{
-    api::Channel, datagram::MAX_DATAGRAM_BYTES, lane::Lane, parity::GROUP_TIME, recovery::COPY_GAP,
-};
+use crate::{api::Channel, datagram::MAX_DATAGRAM_BYTES, lane::Lane, parity::GROUP_TIME};
 
 /// Acknowledgements wait for each other so long: they tell the state, so few say as much as many.
 const ACK_GAP: Duration = Duration::from_millis(2);
+
+/// Lateness that is waited for at least, where datagrams overtake each other.
+const MIN_LATENESS: Duration = Duration::from_millis(5);
 
 /// Before the round trip is known a tail is probed for after so long.
 const UNKNOWN_RTT: Duration = Duration::from_millis(400);
@@ -82,11 +83,12 @@ impl Session {
     fn detect_losses(&mut self, now: Instant) {
         let rtt = self.rate.rtt().unwrap_or(UNKNOWN_RTT);
         let patience = match self.reordering_until {
-            Some(until) if now < until => rtt + (rtt / 4).max(COPY_GAP),
+            Some(until) if now < until => rtt + (rtt / 4).max(MIN_LATENESS),
             _ => Duration::ZERO,
         };
         // On a short line the answer to one copy is there before the next would leave.
-        let copies = if rtt > 4 * COPY_GAP {
+        let gap = self.losses.copy_gap();
+        let copies = if rtt > 4 * gap {
             self.losses.copies()
         } else {
             1
@@ -95,7 +97,9 @@ impl Session {
         for (lane, channel) in self.lanes.iter_mut().zip(Channel::ALL) {
             let Lane { conversation, .. } = lane;
             let copies = if channel == Channel::Bulk { 1 } else { copies };
-            let (again, _) = conversation.flight.detect(now, self.seen, patience, copies);
+            let (again, _) = conversation
+                .flight
+                .detect(now, self.seen, patience, copies, gap);
             if let Some(again) = again {
                 self.detect_at = Some(self.detect_at.map_or(again, |at| at.min(again)));
             }

@@ -5,10 +5,10 @@ use std::{collections::VecDeque, time::Instant};
 use super::{BYE_INTERVAL, Session, State};
 use crate::{
     api::{Channel, Event, Transmit},
-    conversation::data_packets,
+    conversation::content,
     datagram::{MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES, transport_header},
     feedback::FEEDBACK_INTERVAL,
-    frame::{Frame, Header, MAX_SACK_FRAME_BYTES, PARITY_OVERHEAD},
+    frame::{Frame, Header, MAX_SACK_FRAME_BYTES, PARITY_OVERHEAD, Packet},
     lane::Lane,
     loss::{Beforehand, LossMeter},
     parity,
@@ -208,8 +208,13 @@ impl Session {
         for (lane, channel) in self.lanes.iter_mut().zip(Channel::ALL) {
             let mut full = false;
             while let Some(sn) = lane.conversation.flight.next_lost(now) {
-                let packet = lane.conversation.flight.bytes(sn);
-                full = !self.plain.push(&Frame::Kcp(packet));
+                let (fragment, data) = content(lane.conversation.flight.bytes(sn));
+                full = !self.plain.push(&Frame::Data(Packet {
+                    channel: channel.index() as u8,
+                    fragment,
+                    sn,
+                    data,
+                }));
                 if full {
                     break;
                 }
@@ -232,13 +237,18 @@ impl Session {
             }
             let covered = channel != Channel::Bulk && !self.losses.is_clean();
             while !full && let Some(sn) = lane.conversation.flight.next_new() {
-                let packet = lane.conversation.flight.bytes(sn);
-                full = !self.plain.push(&Frame::Kcp(packet));
+                let (fragment, data) = content(lane.conversation.flight.bytes(sn));
+                full = !self.plain.push(&Frame::Data(Packet {
+                    channel: channel.index() as u8,
+                    fragment,
+                    sn,
+                    data,
+                }));
                 if full {
                     break;
                 }
-                self.beforehand.earn(packet.len());
-                if covered && let Some((sn, fragment, data)) = data_packets(packet).next() {
+                self.beforehand.earn(data.len());
+                if covered {
                     let shard = parity::shard(fragment, data);
                     let waiting = lane.unsent_packets();
                     let burst = self.losses.burst();
