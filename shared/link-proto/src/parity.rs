@@ -95,6 +95,8 @@ pub(crate) struct Encoder {
     groups: Vec<(u32, Vec<Vec<u8>>)>,
     stride: u8,
     packets: usize,
+    /// The packet that comes after those of the open groups.
+    next: u32,
     opened: Option<Instant>,
     ready: VecDeque<Parity>,
 }
@@ -106,6 +108,7 @@ impl Encoder {
             groups: Vec::new(),
             stride: 1,
             packets: 0,
+            next: 0,
             opened: None,
             ready: VecDeque::new(),
         }
@@ -120,6 +123,11 @@ impl Encoder {
         waiting: usize,
         burst: f64,
     ) {
+        debug_assert!(
+            self.groups.is_empty() || sn == self.next,
+            "a group is a run of packets"
+        );
+        self.next = sn.wrapping_add(1);
         if self.groups.is_empty() {
             self.opened = Some(now);
             let by_size = (waiting / MIN_INTERLEAVED).clamp(1, usize::from(MAX_STRIDE)) as u8;

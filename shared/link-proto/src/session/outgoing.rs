@@ -235,8 +235,10 @@ impl Session {
                     any = true;
                 }
             }
-            let covered = channel != Channel::Bulk && !self.losses.is_clean();
+            // An open group is a run of packets: none may be left out of it, though losses have ceased.
+            let lossy = channel != Channel::Bulk && !self.losses.is_clean();
             while !full && let Some(sn) = lane.conversation.flight.next_new() {
+                let covered = lossy || lane.encoder.opened().is_some();
                 let (fragment, data) = content(lane.conversation.flight.bytes(sn));
                 full = !self.plain.push(&Frame::Data(Packet {
                     channel: channel.index() as u8,
