@@ -14,8 +14,9 @@ const MIN_LATENESS: Duration = Duration::from_millis(5);
 /// Before the round trip is known a tail is probed for after so long.
 const UNKNOWN_RTT: Duration = Duration::from_millis(400);
 
-/// Tail probes that nothing answers come at twice the distance each time, this often.
-const MAX_PROBE_DOUBLINGS: u32 = 3;
+/// Tail probes that nothing answers come at twice the distance after the first. No farther: a burst takes
+/// several of them, and after [`super::SILENCE`] they end.
+const MAX_PROBE_DOUBLINGS: u32 = 1;
 
 /// A group is let grow to this many packets where the line is slow, within [`MAX_GROUP_TIME`].
 const SLOW_GROUP_PACKETS: f64 = 8.0;
