@@ -161,6 +161,8 @@ pub struct SessionStats {
     pub queueing_delay: Duration,
     /// What the pacer lets out now.
     pub rate_bps: u64,
+    /// Somebody else fills the path's queue: the rate follows losses and holds a share.
+    pub competes: bool,
     /// Share of this end's datagrams that did not arrive lately, 0 to 1.
     pub loss: f32,
     pub datagrams_sent: u64,
@@ -179,6 +181,11 @@ pub struct SessionStats {
     /// KCP packets with data, and how many of them were sent again.
     pub packets_sent: u64,
     pub packets_resent: u64,
+    /// Parity datagrams sent, and packets that the peer's parity gave back here.
+    pub parities_sent: u64,
+    pub packets_recovered: u64,
+    /// How many datagrams the line loses in a row, on average.
+    pub loss_burst: f32,
     /// Message bytes taken by `send` that the peer has not acknowledged.
     pub outstanding_bytes: usize,
     /// How often the channels were renewed.

@@ -1,5 +1,10 @@
 //! One KCP conversation: keeps the rules without which KCP stalls, and knows what it has in flight.
 //!
+//! KCP cuts messages into packets, orders them and gates its window. What it would do about losses is done
+//! here in its stead, since it can't know of parity nor of what the line has carried: its own resends and its
+//! acknowledgements, one of 24 bytes for each packet, never leave ([`Flight`] and [`Arrivals`] take their
+//! place), and what the peer acknowledges is put before it in its own form.
+//!
 //! Nothing reaches KCP that isn't checked: its own parser trusts `una`, sizes and fragment numbers. New
 //! packets come out only as many as the caller allows (KCP itself would send its whole window at once), and
 //! what comes out is kept in an outbox that never refuses: an error there would make KCP believe in packets
@@ -20,25 +25,29 @@ use std::{
 use bytes::Bytes;
 use kcp::{KCP_OVERHEAD, Kcp};
 
-use crate::{api::MAX_MESSAGE_BYTES, frame::KCP_MTU};
-
-/// Payload of one KCP packet.
-pub(crate) const KCP_MSS: usize = KCP_MTU - KCP_OVERHEAD;
+use crate::{
+    api::MAX_MESSAGE_BYTES,
+    arrivals::{Arrivals, Sack},
+    frame::KCP_MSS,
+    recovery::Flight,
+};
 
 const MAX_FRAGMENTS: usize = MAX_MESSAGE_BYTES.div_ceil(KCP_MSS);
 
-/// KCP's own clockwork; also how often losses are looked for while packets are in flight.
-const TICK: Duration = Duration::from_millis(10);
+/// KCP's own clockwork; nothing depends on it.
+const TICK_MS: i32 = 10;
+
+/// KCP takes packets for lost after so long, in vain: its resends never leave.
+const KCP_RTO_MS: u32 = 60_000;
 
 /// A flush walks over all that is in flight: where that is much, it is done this often at most.
 const FLUSH_GAP: Duration = Duration::from_millis(1);
 
-/// Acknowledgements that are worth a flush by themselves.
-const ACKS_PER_FLUSH: usize = 16;
+/// KCP keeps a list of what it would acknowledge, until a flush.
+const MAX_ACKS_KEPT: usize = 128;
 
-/// What KCP takes the peer's window for until it is told, and its least time-out, in milliseconds.
+/// What KCP takes the peer's window for until it is told.
 const UNTOLD_WINDOW: u16 = 128;
-const FIRST_LEAST_RTO_MS: u32 = 30;
 
 const PUSH: u8 = 81;
 const ACK: u8 = 82;
@@ -50,29 +59,23 @@ const WINDOW_TELL: u8 = 84;
 pub(crate) struct Malformed;
 
 pub(crate) struct Conversation {
-    /// Made when first used: it has buffers of its own, some 5 KiB, and of an idle device's three conversations
-    /// two never carry anything.
+    /// Made when it is first used: most of an idle device's channels never are.
     kcp: Option<Box<Kcp<Outbox>>>,
     conv: u32,
-    fast_resend: u32,
-    least_rto_ms: u32,
     outbox: Outbox,
     began: Instant,
     receive_window: u16,
     max_send_window: u16,
-    /// Mirror of KCP's first unacknowledged packet, and what is acknowledged after it.
-    una: u32,
-    acknowledged: VecDeque<bool>,
-    in_flight: usize,
+    pub(crate) flight: Flight,
+    pub(crate) arrivals: Arrivals,
     /// One past the last packet of all messages given to KCP.
     end: u32,
     /// Messages not acknowledged whole: (one past the last packet, bytes).
     messages: VecDeque<(u32, usize)>,
     message_bytes: usize,
-    acks_owed: usize,
-    /// Acknowledgements came in: there may be packets to send again.
-    news: bool,
+    acks_kept: usize,
     last_flush: Option<Instant>,
+    scratch: Vec<u8>,
 }
 
 impl Conversation {
@@ -80,22 +83,18 @@ impl Conversation {
         Self {
             kcp: None,
             conv,
-            // After two later acknowledgements.
-            fast_resend: 2,
-            least_rto_ms: FIRST_LEAST_RTO_MS,
             outbox: Outbox::default(),
             began: now,
             receive_window,
             max_send_window,
-            una: 0,
-            acknowledged: VecDeque::new(),
-            in_flight: 0,
+            flight: Flight::new(),
+            arrivals: Arrivals::new(),
             end: 0,
             messages: VecDeque::new(),
             message_bytes: 0,
-            acks_owed: 0,
-            news: false,
+            acks_kept: 0,
             last_flush: None,
+            scratch: Vec::new(),
         }
     }
 
@@ -103,17 +102,12 @@ impl Conversation {
     fn kcp(&mut self) -> &mut Kcp<Outbox> {
         self.kcp.get_or_insert_with(|| {
             let mut kcp = Kcp::new(self.conv, self.outbox.clone());
-            // No window of its own: pacing is ours (rule 2).
-            kcp.set_nodelay(
-                true,
-                TICK.as_millis() as i32,
-                self.fast_resend.cast_signed(),
-                true,
-            );
+            // No fast resend, no window of its own: both are ours (rule 2).
+            kcp.set_nodelay(true, TICK_MS, 0, true);
+            kcp.set_rx_minrto(KCP_RTO_MS);
             kcp.set_wndsize(1, self.receive_window);
-            kcp.set_rx_minrto(self.least_rto_ms);
             // Can't fail: the MTU is a constant far above the least.
-            let _ = kcp.set_mtu(KCP_MTU);
+            let _ = kcp.set_mtu(KCP_MSS + KCP_OVERHEAD);
             Box::new(kcp)
         })
     }
@@ -125,26 +119,14 @@ impl Conversation {
         }
     }
 
-    /// Raised where the line reorders, so that lateness isn't taken for loss.
-    pub(crate) fn set_fast_resend(&mut self, later_acks: u32) {
-        self.fast_resend = later_acks;
-        if let Some(kcp) = &mut self.kcp {
-            kcp.set_fast_resend(later_acks);
-        }
+    /// What the peer said last that it takes.
+    fn peer_window(&self) -> u16 {
+        let told = self.kcp.as_ref().map(|kcp| kcp.rmt_wnd());
+        told.unwrap_or(UNTOLD_WINDOW)
     }
 
-    /// KCP's own estimate takes a round trip that never varied for one that never will.
-    pub(crate) fn set_least_rto(&mut self, rto: Duration) {
-        self.least_rto_ms = rto
-            .as_millis()
-            .clamp(u128::from(FIRST_LEAST_RTO_MS), 10_000) as u32;
-        if let Some(kcp) = &mut self.kcp {
-            kcp.set_rx_minrto(self.least_rto_ms);
-        }
-    }
-
-    /// A KCP packet of the peer. Whole messages go to `deliver`.
-    pub(crate) fn input(
+    /// A packet as KCP has it. Whole messages go to `deliver`.
+    fn input(
         &mut self,
         now: Instant,
         packet: &[u8],
@@ -156,8 +138,11 @@ impl Conversation {
         self.update(now);
         self.kcp().input(packet).map_err(|_| Malformed)?;
         self.mirror(packet);
-        let kcp = self.kcp();
+        if self.acks_kept >= MAX_ACKS_KEPT {
+            self.flush(now, 0);
+        }
         // KCP's receive window must never be seen closed: take all out before the next flush (rule 3).
+        let kcp = self.kcp();
         while let Ok(size) = kcp.peeksize() {
             if size > MAX_MESSAGE_BYTES {
                 return Err(Malformed);
@@ -171,6 +156,62 @@ impl Conversation {
         Ok(())
     }
 
+    /// A packet with data of the peer's, or one that parity gave back. Whole messages go to `deliver`.
+    pub(crate) fn on_data(
+        &mut self,
+        now: Instant,
+        sn: u32,
+        fragment: u8,
+        data: &[u8],
+        deliver: impl FnMut(Bytes),
+    ) -> Result<(), Malformed> {
+        let mut packet = std::mem::take(&mut self.scratch);
+        packet.clear();
+        self.write_segment(&mut packet, now, PUSH, fragment, self.peer_window(), sn);
+        packet.truncate(KCP_OVERHEAD - 4);
+        packet.extend_from_slice(&(data.len() as u32).to_le_bytes());
+        packet.extend_from_slice(data);
+        let taken = self.input(now, &packet, deliver);
+        self.scratch = packet;
+        taken
+    }
+
+    /// What the peer has: KCP is told so of each packet that it didn't know of.
+    pub(crate) fn on_sack(&mut self, now: Instant, sack: &Sack) -> Result<(), Malformed> {
+        let sent = self.flight.len() as i32;
+        let known = |sn: u32, most: i32| distance(sn, self.flight.una()) <= most;
+        if sack.conv != self.conv
+            || !known(sack.una, sent)
+            || !sack.packets().all(|sn| known(sn, sent - 1))
+        {
+            return Err(Malformed);
+        }
+        let mut packet = std::mem::take(&mut self.scratch);
+        packet.clear();
+        let una = distance(sack.una, self.flight.una()).max(0) as u32;
+        let una = self.flight.una().wrapping_add(una);
+        self.write_segment(&mut packet, now, WINDOW_TELL, 0, sack.window, una);
+        for sn in sack.packets() {
+            if distance(sn, una) >= 0 && !self.flight.is_acknowledged(sn) {
+                self.write_segment(&mut packet, now, ACK, 0, sack.window, sn);
+            }
+        }
+        for una_field in packet
+            .chunks_exact_mut(KCP_OVERHEAD)
+            .filter_map(|header| header.get_mut(16..20))
+        {
+            una_field.copy_from_slice(&una.to_le_bytes());
+        }
+        let taken = self.input(now, &packet, |_| {});
+        self.scratch = packet;
+        taken
+    }
+
+    /// What the peer should know of what came.
+    pub(crate) fn take_sack(&mut self) -> Option<Sack> {
+        self.arrivals.take(self.conv, self.receive_window)
+    }
+
     /// Gives a message to KCP; its packets leave as `flush` allows.
     pub(crate) fn send(&mut self, message: &[u8]) {
         let packets = message.len().div_ceil(KCP_MSS).max(1);
@@ -182,13 +223,13 @@ impl Conversation {
         }
     }
 
-    /// Packets given to KCP that never left.
+    /// Packets given to KCP that never left it.
     pub(crate) fn unsent_packets(&self) -> usize {
         self.end.wrapping_sub(self.next()) as usize
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight
+        self.flight.unacknowledged()
     }
 
     /// Bytes of messages that are not acknowledged whole.
@@ -198,37 +239,22 @@ impl Conversation {
 
     /// Packets sent so far, as KCP counts them.
     pub(crate) fn next(&self) -> u32 {
-        self.una.wrapping_add(self.acknowledged.len() as u32)
+        self.flight.una().wrapping_add(self.flight.len() as u32)
     }
 
     /// How many more packets may be unacknowledged.
     pub(crate) fn window_room(&self) -> usize {
-        let told = self.kcp.as_ref().map_or(UNTOLD_WINDOW, |kcp| kcp.rmt_wnd());
-        usize::from(self.max_send_window.min(told)).saturating_sub(self.acknowledged.len())
-    }
-
-    /// When `flush` should be called, with no new packet to send; `None`: not before something comes in.
-    pub(crate) fn flush_at(&self) -> Option<Instant> {
-        let last = self.last_flush.unwrap_or(self.began);
-        if self.acks_owed >= ACKS_PER_FLUSH && self.in_flight == 0 {
-            Some(last)
-        } else if self.acks_owed > 0 || self.news {
-            Some(last + FLUSH_GAP)
-        } else if self.in_flight > 0 {
-            Some(last + TICK)
-        } else {
-            None
-        }
+        usize::from(self.max_send_window.min(self.peer_window())).saturating_sub(self.flight.len())
     }
 
     /// Whether walking over all in flight pays for so few new packets.
     pub(crate) fn may_send(&self, now: Instant, new_packets: usize) -> bool {
         new_packets > 0
-            && (self.in_flight <= 64 * new_packets
+            && (self.in_flight() <= 64 * new_packets
                 || self.last_flush.is_none_or(|last| now >= last + FLUSH_GAP))
     }
 
-    /// Lets out acknowledgements, what was lost, and up to `new_packets` new packets.
+    /// Lets out up to `new_packets` new packets.
     pub(crate) fn flush(&mut self, now: Instant, new_packets: usize) {
         self.limit_new(new_packets);
         self.update(now);
@@ -237,81 +263,81 @@ impl Conversation {
             let _ = kcp.flush();
         }
         self.take_notice();
-        self.acks_owed = 0;
-        self.news = false;
+        self.acks_kept = 0;
         self.last_flush = Some(now);
     }
 
-    /// A packet that only acknowledges, next in line.
-    pub(crate) fn pop_ack(&mut self) -> Option<Vec<u8>> {
-        self.outbox.lock().acks.pop_front()
-    }
-
-    pub(crate) fn pop_data(&mut self) -> Option<Vec<u8>> {
-        self.outbox.lock().data.pop_front()
-    }
-
-    pub(crate) fn next_ack_bytes(&self) -> Option<usize> {
-        self.outbox.lock().acks.front().map(Vec::len)
-    }
-
-    pub(crate) fn next_data_bytes(&self) -> Option<usize> {
-        self.outbox.lock().data.front().map(Vec::len)
-    }
-
-    pub(crate) fn data_waiting(&self) -> usize {
-        self.outbox.lock().data.len()
-    }
-
-    /// Gives a packet's memory back for the next ones.
-    pub(crate) fn recycle(&mut self, packet: Vec<u8>) {
-        self.outbox.lock().recycle(packet);
-    }
-
-    pub(crate) fn counts(&self) -> (u64, u64) {
-        let outbox = self.outbox.lock();
-        (outbox.sent, outbox.resent)
-    }
-
     fn update(&mut self, now: Instant) {
-        let now_ms = now.saturating_duration_since(self.began).as_millis() as u32;
+        let now_ms = self.clock_ms(now);
         if let Some(kcp) = &mut self.kcp {
             let _ = kcp.update(now_ms);
         }
         self.take_notice();
     }
 
+    fn clock_ms(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.began).as_millis() as u32
+    }
+
     /// KCP sends new packets while they are within its send window: set that to what is out plus what is
     /// allowed. (Where nothing is out it takes no less than one.)
     fn limit_new(&mut self, new_packets: usize) {
-        let window = (self.acknowledged.len() + new_packets)
-            .clamp(1, usize::from(self.max_send_window)) as u16;
+        let window =
+            (self.flight.len() + new_packets).clamp(1, usize::from(self.max_send_window)) as u16;
         if let Some(kcp) = &mut self.kcp {
             kcp.set_wndsize(window, self.receive_window);
         }
     }
 
-    /// What the outbox saw leave for the first time is in flight now.
+    /// What KCP let out is in flight now, and waits for the pacer.
     fn take_notice(&mut self) {
-        let new = std::mem::take(&mut self.outbox.lock().new);
-        self.acknowledged.extend(std::iter::repeat_n(false, new));
-        self.in_flight += new;
+        let mut outbox = self.outbox.lock();
+        let mut rest = outbox.bytes.as_slice();
+        while let Some((packet, others)) = Segments(rest)
+            .next()
+            .and_then(Result::ok)
+            .and_then(|segment| rest.split_at_checked(KCP_OVERHEAD + segment.data.len()))
+        {
+            self.flight.push(packet);
+            rest = others;
+        }
+        outbox.bytes.clear();
+    }
+
+    /// A segment without data.
+    fn write_segment(
+        &self,
+        out: &mut Vec<u8>,
+        now: Instant,
+        cmd: u8,
+        frg: u8,
+        window: u16,
+        sn: u32,
+    ) {
+        out.extend_from_slice(&self.conv.to_le_bytes());
+        out.extend_from_slice(&[cmd, frg]);
+        out.extend_from_slice(&window.to_le_bytes());
+        for word in [self.clock_ms(now), sn, self.flight.una(), 0] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
     }
 
     fn check(&self, packet: &[u8]) -> Result<(), Malformed> {
-        let sent = self.acknowledged.len() as i32;
+        let sent = self.flight.len() as i32;
         let mut segments = 0;
         for segment in Segments(packet) {
             let segment = segment?;
             segments += 1;
             let sane = segment.conv == self.conv
                 && match segment.cmd {
-                    PUSH => segment.len <= KCP_MSS && usize::from(segment.frg) < MAX_FRAGMENTS,
-                    ACK | WINDOW_ASK | WINDOW_TELL => segment.len == 0,
+                    PUSH => {
+                        segment.data.len() <= KCP_MSS && usize::from(segment.frg) < MAX_FRAGMENTS
+                    }
+                    ACK | WINDOW_ASK | WINDOW_TELL => segment.data.is_empty(),
                     _ => false,
                 }
-                && distance(segment.una, self.una) <= sent
-                && (segment.cmd != ACK || distance(segment.sn, self.una) < sent.max(1));
+                && distance(segment.una, self.flight.una()) <= sent
+                && (segment.cmd != ACK || distance(segment.sn, self.flight.una()) < sent.max(1));
             if !sane {
                 return Err(Malformed);
             }
@@ -325,43 +351,22 @@ impl Conversation {
 
     fn mirror(&mut self, packet: &[u8]) {
         for segment in Segments(packet).flatten() {
-            while distance(segment.una, self.una) > 0 && self.pop_acknowledged() {}
+            self.flight.on_una(segment.una);
             match segment.cmd {
-                PUSH => self.acks_owed += 1,
-                ACK => {
-                    self.news = true;
-                    let at = distance(segment.sn, self.una);
-                    if let Some(seen) = usize::try_from(at)
-                        .ok()
-                        .and_then(|at| self.acknowledged.get_mut(at))
-                        && !std::mem::replace(seen, true)
-                    {
-                        self.in_flight -= 1;
-                    }
-                    while self.acknowledged.front() == Some(&true) && self.pop_acknowledged() {}
+                PUSH => {
+                    self.acks_kept += 1;
+                    self.arrivals.on_packet(segment.sn, self.receive_window);
                 }
+                ACK => self.flight.on_acknowledged(segment.sn),
                 _ => {}
             }
         }
         while let Some(&(end, bytes)) = self.messages.front() {
-            if distance(end, self.una) > 0 {
+            if distance(end, self.flight.una()) > 0 {
                 break;
             }
             self.messages.pop_front();
             self.message_bytes -= bytes;
-        }
-    }
-
-    fn pop_acknowledged(&mut self) -> bool {
-        match self.acknowledged.pop_front() {
-            Some(seen) => {
-                if !seen {
-                    self.in_flight -= 1;
-                }
-                self.una = self.una.wrapping_add(1);
-                true
-            }
-            None => false,
         }
     }
 }
@@ -370,20 +375,28 @@ fn distance(later: u32, earlier: u32) -> i32 {
     later.wrapping_sub(earlier).cast_signed()
 }
 
+/// Fragment and data of a packet in [`Conversation::flight`].
+pub(crate) fn content(packet: &[u8]) -> (u8, &[u8]) {
+    match Segments(packet).next() {
+        Some(Ok(segment)) => (segment.frg, segment.data),
+        _ => (0, &[]),
+    }
+}
+
 /// The headers of a KCP packet (little-endian, as KCP has them).
 struct Segments<'a>(&'a [u8]);
 
-struct Segment {
+struct Segment<'a> {
     conv: u32,
     cmd: u8,
     frg: u8,
     sn: u32,
     una: u32,
-    len: usize,
+    data: &'a [u8],
 }
 
-impl Iterator for Segments<'_> {
-    type Item = Result<Segment, Malformed>;
+impl<'a> Iterator for Segments<'a> {
+    type Item = Result<Segment<'a>, Malformed>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.0.is_empty() {
@@ -397,21 +410,21 @@ impl Iterator for Segments<'_> {
     }
 }
 
-impl Segments<'_> {
-    fn take(&mut self) -> Option<Segment> {
+impl<'a> Segments<'a> {
+    fn take(&mut self) -> Option<Segment<'a>> {
         let (header, rest) = self.0.split_first_chunk::<KCP_OVERHEAD>()?;
         let word = |at: usize| -> Option<u32> {
             Some(u32::from_le_bytes(header.get(at..at + 4)?.try_into().ok()?))
         };
-        let len = word(20)? as usize;
-        self.0 = rest.get(len..)?;
+        let (data, rest) = rest.split_at_checked(word(20)? as usize)?;
+        self.0 = rest;
         Some(Segment {
             conv: word(0)?,
             cmd: *header.get(4)?,
             frg: *header.get(5)?,
             sn: word(12)?,
             una: word(16)?,
-            len,
+            data,
         })
     }
 }
@@ -422,22 +435,11 @@ struct Outbox(Arc<Mutex<Packets>>);
 
 #[derive(Default)]
 struct Packets {
-    acks: VecDeque<Vec<u8>>,
-    data: VecDeque<Vec<u8>>,
-    spare: Vec<Vec<u8>>,
-    /// The next packet number that wasn't sent yet, and how many were since the caller looked.
+    /// New packets, one after the other; the caller empties it after each call that may fill it.
+    bytes: Vec<u8>,
+    /// The next packet number that wasn't sent yet.
     next: u32,
-    new: usize,
-    sent: u64,
-    resent: u64,
 }
-
-/// Enough spare buffers for a burst.
-const MAX_SPARE: usize = 64;
-
-/// Packets that wait for the pacer. What comes on top was sent before, since the caller lets out new ones
-/// only as they fit: it is dropped as the line would, and KCP sends it again.
-const MAX_WAITING: usize = 8192;
 
 impl Outbox {
     fn lock(&self) -> MutexGuard<'_, Packets> {
@@ -445,40 +447,21 @@ impl Outbox {
     }
 }
 
-impl Packets {
-    fn recycle(&mut self, mut packet: Vec<u8>) {
-        if self.spare.len() < MAX_SPARE {
-            packet.clear();
-            self.spare.push(packet);
-        }
-    }
-}
-
 impl Write for Outbox {
+    /// Takes what is new; what KCP would send again or acknowledge is not its business.
     fn write(&mut self, packet: &[u8]) -> io::Result<usize> {
         let mut packets = self.lock();
-        let mut carries_data = false;
+        let mut rest = packet;
         for segment in Segments(packet).flatten() {
-            if segment.cmd == PUSH {
-                carries_data = true;
-                packets.sent += 1;
-                if segment.sn == packets.next {
-                    packets.next = packets.next.wrapping_add(1);
-                    packets.new += 1;
-                } else {
-                    packets.resent += 1;
-                }
+            let Some((bytes, others)) = rest.split_at_checked(KCP_OVERHEAD + segment.data.len())
+            else {
+                break;
+            };
+            rest = others;
+            if segment.cmd == PUSH && segment.sn == packets.next {
+                packets.next = packets.next.wrapping_add(1);
+                packets.bytes.extend_from_slice(bytes);
             }
-        }
-        if packets.data.len() >= MAX_WAITING || packets.acks.len() >= MAX_WAITING {
-            return Ok(packet.len());
-        }
-        let mut copy = packets.spare.pop().unwrap_or_default();
-        copy.extend_from_slice(packet);
-        if carries_data {
-            packets.data.push_back(copy);
-        } else {
-            packets.acks.push_back(copy);
         }
         Ok(packet.len())
     }
@@ -503,12 +486,33 @@ mod tests {
         (new(), new(), now)
     }
 
-    fn carry(from: &mut Conversation, to: &mut Conversation, now: Instant) -> Vec<Bytes> {
+    /// All that waits goes over, or is lost, and is acknowledged.
+    fn carry(
+        from: &mut Conversation,
+        to: &mut Conversation,
+        now: Instant,
+        mut comes: impl FnMut(u32) -> bool,
+    ) -> Vec<Bytes> {
         let mut messages = Vec::new();
-        while let Some(packet) = from.pop_ack().or_else(|| from.pop_data()) {
-            to.input(now, &packet, |message| messages.push(message))
-                .unwrap();
-            from.recycle(packet);
+        let mut counter = 0;
+        loop {
+            let lost = from.flight.next_lost(now);
+            let Some(sn) = lost.or(from.flight.next_new()) else {
+                break;
+            };
+            let packet = from.flight.bytes(sn).to_vec();
+            match lost {
+                Some(_) => from.flight.on_sent_again(now, counter),
+                None => from.flight.on_sent_new(now, counter, false),
+            }
+            counter += 1;
+            if comes(sn) {
+                to.input(now, &packet, |message| messages.push(message))
+                    .unwrap();
+            }
+        }
+        while let Some(sack) = to.take_sack() {
+            from.on_sack(now, &sack).unwrap();
         }
         messages
     }
@@ -524,68 +528,52 @@ mod tests {
         );
         a.flush(now, 2);
         assert_eq!(
-            (a.unsent_packets(), a.in_flight(), a.data_waiting()),
+            (a.unsent_packets(), a.in_flight(), a.flight.waiting()),
             (4, 2, 2)
         );
         a.flush(now, 4);
         assert_eq!((a.unsent_packets(), a.in_flight()), (0, 6));
         now += Duration::from_millis(20);
         assert_eq!(
-            carry(&mut a, &mut b, now),
+            carry(&mut a, &mut b, now, |_| true),
             [vec![1; 5 * KCP_MSS], vec![2; 10]]
         );
-        assert_eq!(b.flush_at(), Some(sim_end(&b)), "acknowledgements are owed");
-        b.flush(now, 0);
-        now += Duration::from_millis(20);
-        assert!(carry(&mut b, &mut a, now).is_empty());
         assert_eq!((a.in_flight(), a.message_bytes(), a.next()), (0, 0, 6));
-        assert_eq!(a.counts(), (6, 0));
-    }
-
-    fn sim_end(conversation: &Conversation) -> Instant {
-        conversation.last_flush.unwrap_or(conversation.began) + FLUSH_GAP
     }
 
     #[test]
-    fn kcp_is_made_when_first_used_and_knows_what_was_set_before() {
-        let (mut a, mut b, now) = pair();
-        b.set_receive_window(300);
-        b.set_fast_resend(3);
-        b.set_least_rto(Duration::from_millis(70));
-        b.flush(now, 4);
-        assert_eq!(b.window_room(), usize::from(UNTOLD_WINDOW));
-        assert_eq!((b.flush_at(), b.may_send(now, 0)), (None, false));
-        assert!(a.kcp.is_none() && b.kcp.is_none());
-        a.send(&[1; 10]);
-        a.flush(now, 1);
-        assert!(a.kcp.is_some());
-        assert_eq!(carry(&mut a, &mut b, now), [vec![1; 10]]);
-        assert_eq!(b.kcp.as_ref().unwrap().rcv_wnd(), 300);
-        b.flush(now + TICK, 0);
-        carry(&mut b, &mut a, now + TICK);
-        assert_eq!(a.kcp.as_ref().unwrap().rmt_wnd(), 300, "as the answer says");
-    }
-
-    #[test]
-    fn what_is_lost_is_sent_again() {
+    fn what_is_lost_is_sent_again_and_kcp_itself_sends_nothing_twice() {
         let (mut a, mut b, mut now) = pair();
         a.send(&[7; 3 * KCP_MSS]);
         a.flush(now, 3);
-        let lost = a.pop_data().unwrap();
-        let mut messages = carry(&mut a, &mut b, now);
-        assert!(messages.is_empty(), "not whole");
-        for _ in 0..100 {
-            now += TICK;
-            a.flush(now, 0);
-            b.flush(now, 0);
-            messages.extend(carry(&mut a, &mut b, now));
-            carry(&mut b, &mut a, now);
-        }
+        assert!(carry(&mut a, &mut b, now, |sn| sn != 1).is_empty());
+        assert_eq!(a.in_flight(), 1);
+        now += Duration::from_secs(300);
+        a.flush(now, 0);
+        assert_eq!(a.flight.waiting(), 0);
+        assert_eq!(
+            a.flight.detect(now, 9, Duration::ZERO, 1, Duration::ZERO),
+            (None, 1)
+        );
+        assert_eq!(carry(&mut a, &mut b, now, |_| true), [vec![7; 3 * KCP_MSS]]);
+        assert_eq!((a.in_flight(), a.message_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_parity_gives_back_is_a_packet_like_others() {
+        let (mut a, mut b, now) = pair();
+        a.send(&[7; 3 * KCP_MSS]);
+        a.flush(now, 3);
+        assert!(carry(&mut a, &mut b, now, |sn| sn != 1).is_empty());
+        let mut messages = Vec::new();
+        b.on_data(now, 1, 1, &[7; KCP_MSS], |message| messages.push(message))
+            .unwrap();
         assert_eq!(messages, [vec![7; 3 * KCP_MSS]]);
+        carry(&mut a, &mut b, now, |_| true);
         assert_eq!(a.in_flight(), 0);
-        let (sent, resent) = a.counts();
-        assert!(sent > 3 && resent == sent - 3);
-        b.input(now, &lost, |_| panic!("it is old")).unwrap();
+        b.on_data(now, 1, 1, &[7; KCP_MSS], |_| panic!("it is old"))
+            .unwrap();
+        assert_eq!(b.on_data(now, 5, 255, &[7], |_| {}), Err(Malformed));
     }
 
     /// A packet as KCP lays it out.
@@ -630,6 +618,39 @@ mod tests {
         ] {
             assert_eq!(a.input(now, &bad, |_| {}), Err(Malformed), "{why}");
         }
+        let sack = Sack {
+            conv: CONV,
+            window: 9,
+            una: 0,
+            base: 0,
+            bits: vec![],
+        };
+        for (bad, why) in [
+            (
+                Sack {
+                    conv: CONV + 1,
+                    ..sack.clone()
+                },
+                "another conversation",
+            ),
+            (
+                Sack {
+                    una: 1,
+                    ..sack.clone()
+                },
+                "what was not sent",
+            ),
+            (
+                Sack {
+                    bits: vec![1],
+                    ..sack.clone()
+                },
+                "so does this",
+            ),
+        ] {
+            assert_eq!(a.on_sack(now, &bad), Err(Malformed), "{why}");
+        }
+        assert_eq!(a.on_sack(now, &sack), Ok(()));
         let mut messages = 0;
         assert_eq!(a.input(now, &good, |_| messages += 1), Ok(()));
         assert_eq!(messages, 1);
@@ -653,11 +674,19 @@ mod tests {
                 let bytes = packet(CONV, cmd, frg, sn, una, &vec![3; size]);
                 let _ = a.input(now, &bytes, |message| longest = longest.max(message.len()));
                 prop_assert!(longest <= MAX_MESSAGE_BYTES);
-                prop_assert!(a.in_flight() <= a.acknowledged.len());
+                let sack = Sack {
+                    conv: CONV,
+                    window: una as u16,
+                    una,
+                    base: sn,
+                    bits: vec![frg, cmd],
+                };
+                let _ = a.on_sack(now, &sack);
+                prop_assert!(a.in_flight() <= a.flight.len());
                 now += Duration::from_millis(7);
                 a.flush(now, 1);
-                while let Some(packet) = a.pop_ack().or_else(|| a.pop_data()) {
-                    a.recycle(packet);
+                if a.flight.has_new() {
+                    a.flight.on_sent_new(now, 1, true);
                 }
             }
         }

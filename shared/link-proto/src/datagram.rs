@@ -13,7 +13,7 @@
 use crate::api::Cipher;
 
 /// Raised with each change that the other end could misread.
-pub(crate) const PROTOCOL_VERSION: u8 = 1;
+pub(crate) const PROTOCOL_VERSION: u8 = 2;
 
 /// Fits into the smallest IPv6 packet (1,280 bytes) behind IP and UDP headers.
 pub const MAX_DATAGRAM_BYTES: usize = 1232;
@@ -204,7 +204,7 @@ mod tests {
         );
         assert_eq!(
             initiation_header(Cipher::ChaChaPoly, 0xa0b0_c0d0),
-            [1, 1, 1, 0, 0xa0, 0xb0, 0xc0, 0xd0]
+            [1, 2, 1, 0, 0xa0, 0xb0, 0xc0, 0xd0]
         );
         assert_eq!(emit_response(1, 2, &[9; 64]).len(), RESPONSE_BYTES);
         assert_eq!(
@@ -261,7 +261,7 @@ mod tests {
             &[0; 1160],
         );
         assert!(Datagram::parse(&good).is_some());
-        for (at, value) in [(0, 0), (0, 5), (1, 2), (2, 2), (3, 1)] {
+        for (at, value) in [(0, 0), (0, 5), (1, 1), (2, 2), (3, 1)] {
             let mut bad = good.clone();
             bad[at] = value;
             assert_eq!(Datagram::parse(&bad), None, "byte {at} = {value}");

@@ -8,6 +8,9 @@ use crate::frame::Feedback;
 /// trips, and at most some 40 small datagrams a second.
 pub(crate) const FEEDBACK_INTERVAL: Duration = Duration::from_millis(25);
 
+/// An end that only answers needs little more than its round trip.
+const SLOW_INTERVAL: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 pub(crate) struct Receiver {
     feedback: Feedback,
@@ -39,6 +42,9 @@ impl Receiver {
             _ => one_way_us,
         });
         if first || counter > self.feedback.highest {
+            if !first && counter != self.feedback.highest + 1 {
+                self.feedback.gaps = self.feedback.gaps.wrapping_add(1);
+            }
             self.feedback.highest = counter;
             self.feedback.echo_us = sent_us;
             self.arrived = Some(now);
@@ -55,9 +61,22 @@ impl Receiver {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
+    /// The datagram carried only answers: that they come is told now and then.
+    pub(crate) fn want_slowly(&mut self, now: Instant) {
+        let at = self
+            .last_sent
+            .map_or(now, |last| (last + SLOW_INTERVAL).max(now));
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
     /// The peer waits for an answer.
     pub(crate) fn want_now(&mut self, now: Instant) {
         self.due = Some(now);
+    }
+
+    /// The highest datagram counter seen.
+    pub(crate) fn highest(&self) -> u64 {
+        self.feedback.highest
     }
 
     pub(crate) fn due(&self) -> Option<Instant> {
@@ -123,6 +142,7 @@ mod tests {
                 arrival_us: 13_000,
                 one_way_us: -41_000,
                 reordered: 1,
+                gaps: 1,
             }
         );
         receiver.on_datagram(ms(21), 21_000, 8, 60_000, 1);

@@ -8,7 +8,9 @@
 
 use crate::{
     api::Bye,
+    arrivals::{MAX_SACK_BYTES, Sack},
     datagram::{MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES},
+    parity::{Cover, SHARD_OVERHEAD},
 };
 
 pub(crate) const HEADER_BYTES: usize = 8;
@@ -18,17 +20,27 @@ pub(crate) const FRAME_OVERHEAD: usize = 3;
 pub(crate) const MAX_PLAINTEXT_BYTES: usize =
     MAX_DATAGRAM_BYTES - TRANSPORT_HEADER_BYTES - TAG_BYTES;
 
-/// A KCP packet of this size fills a datagram.
-pub(crate) const KCP_MTU: usize = MAX_PLAINTEXT_BYTES - HEADER_BYTES - FRAME_OVERHEAD;
+/// Data of one KCP packet: a parity over packets of this size fills a datagram.
+pub(crate) const KCP_MSS: usize =
+    MAX_PLAINTEXT_BYTES - HEADER_BYTES - FRAME_OVERHEAD - PARITY_OVERHEAD - SHARD_OVERHEAD;
 
 const PING: u8 = 0;
-const KCP: u8 = 1;
+const DATA: u8 = 1;
 const FEEDBACK: u8 = 2;
 const CREDIT: u8 = 3;
 const BYE: u8 = 4;
+const PARITY: u8 = 5;
+const SACK: u8 = 6;
+const SEEN: u8 = 7;
 
-const FEEDBACK_BYTES: usize = 44;
+const DATA_OVERHEAD: usize = 6;
+const FEEDBACK_BYTES: usize = 48;
 const CREDIT_BYTES: usize = 24;
+
+/// What a parity's frame has before its bytes.
+pub(crate) const PARITY_OVERHEAD: usize = 11;
+const SACK_OVERHEAD: usize = 14;
+pub(crate) const MAX_SACK_FRAME_BYTES: usize = SACK_OVERHEAD + MAX_SACK_BYTES;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
@@ -40,11 +52,25 @@ pub(crate) struct Header {
 pub(crate) enum Frame<'a> {
     /// Asks for feedback at once.
     Ping,
-    Kcp(&'a [u8]),
+    Data(Packet<'a>),
     Feedback(Feedback),
     /// Per channel: how many bytes (as [`crate::credit`] counts them) may be sent in this generation.
     Credit([u64; 3]),
     Bye(Bye),
+    Parity(Cover, &'a [u8]),
+    Sack(Sack),
+    /// The highest datagram counter seen: what the acknowledgements up to this frame go by.
+    Seen(u64),
+}
+
+/// A KCP packet with data, without what the datagram's header and [`Frame::Sack`] say anyhow: 6 bytes in front
+/// of the data for KCP's 24.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Packet<'a> {
+    pub(crate) channel: u8,
+    pub(crate) fragment: u8,
+    pub(crate) sn: u32,
+    pub(crate) data: &'a [u8],
 }
 
 /// What a receiver tells of the datagrams that reached it. Counts are since the session began.
@@ -64,6 +90,9 @@ pub(crate) struct Feedback {
     pub(crate) one_way_us: i32,
     /// Datagrams that came after a later one.
     pub(crate) reordered: u32,
+    /// How often a datagram's counter was not the next after the highest: losses, however long, and
+    /// datagrams that were overtaken.
+    pub(crate) gaps: u32,
 }
 
 pub(crate) fn parse_header(plain: &[u8]) -> Option<(Header, Frames<'_>)> {
@@ -111,13 +140,25 @@ impl<'a> Frames<'a> {
         self.rest = rest;
         Some(match kind {
             PING => Some(Frame::Ping),
-            KCP => Some(Frame::Kcp(body)),
+            DATA => {
+                let ([channel, fragment], body) = body.split_first_chunk()?;
+                let (sn, data) = body.split_first_chunk()?;
+                Some(Frame::Data(Packet {
+                    channel: *channel,
+                    fragment: *fragment,
+                    sn: u32::from_be_bytes(*sn),
+                    data,
+                }))
+            }
             FEEDBACK => Some(Frame::Feedback(parse_feedback(body)?)),
             CREDIT => {
                 let mut body = Reader(body);
                 Some(Frame::Credit([body.u64()?, body.u64()?, body.u64()?]))
             }
             BYE => Some(Frame::Bye(bye_of(*body.first()?))),
+            PARITY => Some(parse_parity(body)?),
+            SACK => Some(Frame::Sack(parse_sack(body)?)),
+            SEEN => Some(Frame::Seen(Reader(body).u64()?)),
             _ => None,
         })
     }
@@ -134,12 +175,45 @@ fn parse_feedback(body: &[u8]) -> Option<Feedback> {
         arrival_us: body.u32()?,
         one_way_us: body.u32()?.cast_signed(),
         reordered: body.u32()?,
+        gaps: body.u32()?,
     })
+}
+
+fn parse_parity(body: &[u8]) -> Option<Frame<'_>> {
+    let mut body = Reader(body);
+    let (conv, first) = (body.u32()?, body.u32()?);
+    let ([stride, count, number], bytes) = body.0.split_first_chunk()?;
+    let cover = Cover {
+        conv,
+        first,
+        stride: *stride,
+        count: *count,
+        number: *number,
+    };
+    Some(Frame::Parity(cover, bytes))
+}
+
+fn parse_sack(body: &[u8]) -> Option<Sack> {
+    let mut body = Reader(body);
+    let sack = Sack {
+        conv: body.u32()?,
+        window: body.u16()?,
+        una: body.u32()?,
+        base: body.u32()?,
+        bits: body.0.to_vec(),
+    };
+    (sack.bits.len() <= MAX_SACK_BYTES).then_some(sack)
 }
 
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
+    fn u16(&mut self) -> Option<u16> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u16::from_be_bytes(*bytes))
+    }
+
     fn u32(&mut self) -> Option<u32> {
         let (bytes, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -206,7 +280,18 @@ impl Plaintext {
     pub(crate) fn push(&mut self, frame: &Frame<'_>) -> bool {
         match frame {
             Frame::Ping => self.frame(PING, &[]),
-            Frame::Kcp(packet) => self.frame(KCP, packet),
+            Frame::Data(packet) => {
+                let length = DATA_OVERHEAD + packet.data.len();
+                if !self.fits(length) {
+                    return false;
+                }
+                self.head(DATA, length);
+                self.bytes
+                    .extend_from_slice(&[packet.channel, packet.fragment]);
+                self.bytes.extend_from_slice(&packet.sn.to_be_bytes());
+                self.bytes.extend_from_slice(packet.data);
+                true
+            }
             Frame::Credit(limits) => {
                 let mut body = [0; CREDIT_BYTES];
                 for (place, limit) in body.chunks_exact_mut(8).zip(limits) {
@@ -215,6 +300,31 @@ impl Plaintext {
                 self.frame(CREDIT, &body)
             }
             Frame::Bye(bye) => self.frame(BYE, &[bye_byte(*bye)]),
+            Frame::Seen(counter) => self.frame(SEEN, &counter.to_be_bytes()),
+            Frame::Parity(cover, bytes) => {
+                if !self.fits(PARITY_OVERHEAD + bytes.len()) {
+                    return false;
+                }
+                self.head(PARITY, PARITY_OVERHEAD + bytes.len());
+                self.bytes.extend_from_slice(&cover.conv.to_be_bytes());
+                self.bytes.extend_from_slice(&cover.first.to_be_bytes());
+                self.bytes
+                    .extend_from_slice(&[cover.stride, cover.count, cover.number]);
+                self.bytes.extend_from_slice(bytes);
+                true
+            }
+            Frame::Sack(sack) => {
+                if !self.fits(SACK_OVERHEAD + sack.bits.len()) {
+                    return false;
+                }
+                self.head(SACK, SACK_OVERHEAD + sack.bits.len());
+                self.bytes.extend_from_slice(&sack.conv.to_be_bytes());
+                self.bytes.extend_from_slice(&sack.window.to_be_bytes());
+                self.bytes.extend_from_slice(&sack.una.to_be_bytes());
+                self.bytes.extend_from_slice(&sack.base.to_be_bytes());
+                self.bytes.extend_from_slice(&sack.bits);
+                true
+            }
             Frame::Feedback(feedback) => {
                 if !self.fits(FEEDBACK_BYTES) {
                     return false;
@@ -229,6 +339,7 @@ impl Plaintext {
                     feedback.arrival_us,
                     feedback.one_way_us.cast_unsigned(),
                     feedback.reordered,
+                    feedback.gaps,
                 ] {
                     self.bytes.extend_from_slice(&number.to_be_bytes());
                 }
@@ -268,6 +379,7 @@ mod tests {
             arrival_us: 6,
             one_way_us: -7,
             reordered: 8,
+            gaps: 9,
         }
     }
 
@@ -279,11 +391,34 @@ mod tests {
         };
         let frames = [
             Frame::Ping,
-            Frame::Kcp(&[1, 2, 3]),
+            Frame::Data(Packet {
+                channel: 1,
+                fragment: 2,
+                sn: 3,
+                data: &[4, 5],
+            }),
             Frame::Feedback(sample()),
             Frame::Credit([1, u64::MAX, 3]),
             Frame::Bye(Bye::Other(77)),
             Frame::Bye(Bye::Refused),
+            Frame::Parity(
+                Cover {
+                    conv: 1,
+                    first: 2,
+                    stride: 3,
+                    count: 4,
+                    number: 5,
+                },
+                &[6, 7],
+            ),
+            Frame::Sack(Sack {
+                conv: 1,
+                window: 2,
+                una: 3,
+                base: 4,
+                bits: vec![5, 6],
+            }),
+            Frame::Seen(u64::MAX - 1),
         ];
         let mut plain = Plaintext::default();
         plain.start(header);
@@ -305,23 +440,35 @@ mod tests {
         });
         assert!(plain.push(&Frame::Ping));
         assert!(plain.push(&Frame::Bye(Bye::Shutdown)));
-        assert!(plain.push(&Frame::Kcp(&[0xaa, 0xbb])));
+        assert!(plain.push(&Frame::Data(Packet {
+            channel: 2,
+            fragment: 3,
+            sn: 0x0405_0607,
+            data: &[0xaa, 0xbb],
+        })));
         assert_eq!(
             plain.bytes(),
             [
-                0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 4, 0, 1, 1, 1, 0, 2, 0xaa, 0xbb
+                0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 4, 0, 1, 1, 1, 0, 8, 2, 3, 4, 5, 6, 7, 0xaa, 0xbb
             ]
         );
     }
 
     #[test]
-    fn a_full_kcp_packet_fills_the_datagram_exactly() {
+    fn parity_over_full_packets_fills_a_datagram_exactly() {
         let mut plain = Plaintext::default();
         plain.start(Header {
             generation: 0,
             sent_us: 0,
         });
-        assert!(plain.push(&Frame::Kcp(&[0; KCP_MTU])));
+        let cover = Cover {
+            conv: 0,
+            first: 0,
+            stride: 1,
+            count: 64,
+            number: 63,
+        };
+        assert!(plain.push(&Frame::Parity(cover, &[0; SHARD_OVERHEAD + KCP_MSS])));
         assert_eq!(plain.bytes().len(), MAX_PLAINTEXT_BYTES);
         assert!(!plain.push(&Frame::Ping));
     }

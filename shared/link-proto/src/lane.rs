@@ -9,7 +9,9 @@ use bytes::Bytes;
 
 use crate::{
     api::Channel,
-    conversation::{Conversation, KCP_MSS, Malformed},
+    conversation::{Conversation, Malformed},
+    frame::{KCP_MSS, Packet},
+    parity::{Cover, Decoder, Encoder},
     session::STRANGER_CREDIT,
 };
 
@@ -55,6 +57,10 @@ fn window(channel: Channel) -> Window {
 pub(crate) struct Lane {
     channel: Channel,
     pub(crate) conversation: Conversation,
+    pub(crate) encoder: Encoder,
+    pub(crate) decoder: Decoder,
+    /// Packets that parity gave back.
+    pub(crate) recovered: u64,
     queue: VecDeque<Bytes>,
     queued_bytes: usize,
     /// A `send` was refused: tell when there is room.
@@ -70,14 +76,13 @@ pub(crate) struct Lane {
 impl Lane {
     pub(crate) fn new(now: Instant, channel: Channel, generation: u32, admitted: bool) -> Self {
         let packets = window(channel).packets;
+        let conv = conv(channel, generation);
         let mut lane = Self {
             channel,
-            conversation: Conversation::new(
-                now,
-                conv(channel, generation),
-                STRANGER_PACKETS,
-                packets,
-            ),
+            conversation: Conversation::new(now, conv, STRANGER_PACKETS, packets),
+            encoder: Encoder::new(conv),
+            decoder: Decoder::new(),
+            recovered: 0,
             queue: VecDeque::new(),
             queued_bytes: 0,
             refused: false,
@@ -151,6 +156,23 @@ impl Lane {
         fed
     }
 
+    /// Packets that wait to leave: lost ones, parity, new ones.
+    pub(crate) fn waiting(&self) -> usize {
+        self.conversation.flight.waiting() + self.encoder.waiting()
+    }
+
+    /// Nothing follows what has left, as far as this end knows.
+    pub(crate) fn is_dry(&self) -> bool {
+        !self.conversation.flight.has_new()
+            && self.conversation.unsent_packets() == 0
+            && self.queue.is_empty()
+    }
+
+    /// Packets that the application has given and that never left.
+    pub(crate) fn unsent_packets(&self) -> usize {
+        self.conversation.unsent_packets() + self.queued_bytes.div_ceil(KCP_MSS)
+    }
+
     /// Packets that wait for nothing but the pacer.
     pub(crate) fn ready_packets(&self) -> usize {
         let first = match self.queue.front() {
@@ -165,14 +187,59 @@ impl Lane {
     pub(crate) fn on_packet(
         &mut self,
         now: Instant,
-        packet: &[u8],
+        packet: Packet<'_>,
         mut deliver: impl FnMut(Bytes),
     ) -> Result<(), Malformed> {
         let received = &mut self.received;
-        self.conversation.input(now, packet, |message| {
+        let mut deliver = |message: Bytes| {
             *received += cost(message.len());
             deliver(message);
-        })?;
+        };
+        let Packet {
+            fragment, sn, data, ..
+        } = packet;
+        self.conversation
+            .on_data(now, sn, fragment, data, &mut deliver)?;
+        self.decoder
+            .on_packet(sn, || crate::parity::shard(fragment, data));
+        let recovered = self.decoder.recover(Some(sn), &self.conversation.arrivals);
+        self.recovered += take_recovered(
+            now,
+            &mut self.conversation,
+            &mut self.decoder,
+            recovered,
+            &mut deliver,
+        )?;
+        self.keeps_to_credit()
+    }
+
+    pub(crate) fn on_parity(
+        &mut self,
+        now: Instant,
+        cover: Cover,
+        bytes: &[u8],
+        mut deliver: impl FnMut(Bytes),
+    ) -> Result<(), Malformed> {
+        self.decoder
+            .on_parity(now, cover, bytes, &self.conversation.arrivals)
+            .map_err(|_| Malformed)?;
+        self.conversation.arrivals.owe();
+        let recovered = self.decoder.recover(None, &self.conversation.arrivals);
+        let received = &mut self.received;
+        self.recovered += take_recovered(
+            now,
+            &mut self.conversation,
+            &mut self.decoder,
+            recovered,
+            &mut |message: Bytes| {
+                *received += cost(message.len());
+                deliver(message);
+            },
+        )?;
+        self.keeps_to_credit()
+    }
+
+    fn keeps_to_credit(&self) -> Result<(), Malformed> {
         // More than was ever allowed: no honest peer does that.
         if self.received > self.announced.max(self.limit()) {
             return Err(Malformed);
@@ -210,6 +277,21 @@ impl Lane {
             STRANGER_CREDIT
         }
     }
+}
+
+fn take_recovered(
+    now: Instant,
+    conversation: &mut Conversation,
+    decoder: &mut Decoder,
+    recovered: Vec<(u32, u8, Vec<u8>)>,
+    deliver: &mut impl FnMut(Bytes),
+) -> Result<u64, Malformed> {
+    let count = recovered.len() as u64;
+    for (sn, fragment, data) in recovered {
+        decoder.on_packet(sn, || crate::parity::shard(fragment, &data));
+        conversation.on_data(now, sn, fragment, &data, &mut *deliver)?;
+    }
+    Ok(count)
 }
 
 fn cost(message_bytes: usize) -> u64 {

@@ -1,18 +1,30 @@
 //! The sender's half of rate control: how fast the pacer may go.
 //!
-//! The rate follows what the receiver says was delivered, and the delay that this built up. Growing delay
-//! means that a queue stands somewhere: back off. Loss alone means nothing (radio loses at any rate): what
-//! is lost even when sending a little slower than was delivered is the line's own loss, and is made up for.
+//! A model of the path, as in BBR (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue
+//! 2016): what it delivers, its bare delay, its own loss. Unlike BBR, the queueing delay itself is measured
+//! (one way, from the datagrams' clocks) and is what is steered by, as in Copa (Arun and Balakrishnan, NSDI
+//! 2018), whose competitive mode this has too. Loss alone means nothing, radio loses at any rate: what is
+//! lost when less is sent than the line carries is the line's own, and is made up for.
 //!
-//! Everything is judged by rounds: a round ends when a datagram sent after its beginning is known to have
-//! arrived. It is a round trip, or a feedback interval where that is longer.
+//! | state | rate | ends |
+//! |---|---|---|
+//! | `Startup` | twice what was delivered, each round trip | a queue stands, or more brings no more |
+//! | `Steady` | what was delivered; each few rounds a little below it, then a probe above | a queue stands |
+//! | `Drain` | below what is delivered, by as much as the queue is too long | the queue is gone |
+//! | `Compete` | grows, and falls with loss, whatever the delay | no queue stands for two seconds |
+//!
+//! `Drain` turns into `Compete` when the queue does not shrink though less is sent: somebody else fills it.
+//! A probe that is delivered is followed by one of twice the size, so that a faster line is found soon.
+//!
+//! Only what was sent without a pause counts as evidence of what the path carries, unless it is more than was
+//! known. A round ends when a datagram sent after its beginning is known to have arrived.
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-use crate::frame::Feedback;
+use crate::{datagram::MAX_DATAGRAM_BYTES, frame::Feedback};
 
 /// Bytes per second: a line is tried at 2.5 Mbit/s first, which any camera's uplink has.
 const INITIAL_RATE: f64 = 312_500.0;
@@ -27,8 +39,11 @@ const QUEUE_TOLERANCE: Duration = Duration::from_millis(20);
 /// How many limited rounds a delivery rate is remembered.
 const BANDWIDTH_ROUNDS: usize = 10;
 
-/// A round has this many datagrams at least, or its numbers would be noise.
-const MIN_ROUND_DATAGRAMS: u64 = 10;
+/// Samples and rounds have this many datagrams at least, or their numbers would be noise.
+const MIN_SAMPLE_DATAGRAMS: u64 = 10;
+
+/// A sample of delivery covers this much time at least.
+const MIN_SAMPLE_TIME: Duration = Duration::from_millis(20);
 
 /// The bare delay of the path is the least of so long a time: shorter would take a standing queue for the
 /// path, longer would hold on to a path that is no more.
@@ -38,58 +53,104 @@ const BASE_WINDOW: Duration = Duration::from_secs(10);
 const MAX_COMPENSATED_LOSS: f64 = 0.5;
 
 /// Below the delivered rate first, which drains the queue and shows the line's own loss; then a while at
-/// it; then a probe above ([`RateController::probe`]).
+/// it; then a probe above ([`RateController::gain`]).
 const GAINS: [f64; 5] = [0.8, 1.0, 1.0, 1.0, 1.0];
+
+/// Start-up's factor over what was delivered. On a long line what is too much is known late.
+const STARTUP_GAIN: f64 = 2.0;
+const LONG_STARTUP_GAIN: f64 = 1.6;
+const LONG_RTT: Duration = Duration::from_millis(75);
+
+/// Rounds without growth that end start-up.
+const FLAT_ROUNDS: u8 = 3;
+
+/// `Drain` goes no lower than the first share of what is delivered, and so far below it at least that the
+/// queue must be seen to shrink.
+const MIN_DRAIN_GAIN: f64 = 0.4;
+const MAX_DRAIN_GAIN: f64 = 0.75;
+
+/// So long and so many round trips must the queue stand against a drain before somebody else fills it.
+const COMPETITOR_TIME: Duration = Duration::from_millis(300);
+const COMPETITOR_RTTS: u32 = 4;
+
+/// In competition the rate grows by this share a second, near to what CUBIC (RFC 9438) does after a loss,
+/// and falls to this share on congestion (RFC 9438, section 4.6).
+const COMPETE_GROWTH: f64 = 0.07;
+const COMPETE_BACKOFF: f64 = 0.7;
+
+/// Without a queue for so long, nobody competes any more.
+const COMPETE_QUIET: Duration = Duration::from_secs(2);
+
+/// While somebody competes, the bare delay is not seen: the one known before is held for so long.
+const BASE_HELD: Duration = Duration::from_secs(120);
+
+/// Pauses in sending that are remembered until they are answered.
+const MAX_PAUSES: usize = 64;
 
 pub(crate) struct RateController {
     phase: Phase,
     rate: f64,
-    /// Delivery rates of the latest limited rounds.
+    /// Best delivery rates of the latest limited rounds, and of this one.
     bandwidth: VecDeque<f64>,
+    round_best: f64,
+    /// Delivery in the latest samples without a pause.
+    latest_deliveries: [f64; 3],
     base_loss: f64,
-    loss: f64,
     srtt: Option<Duration>,
     min_rtt: WindowedMin<Duration>,
     /// Least one-way time, relative to the first one (clock offset cancels out).
     base_one_way: WindowedMin<i64>,
     first_one_way: Option<i32>,
     /// Queueing delay in the latest feedbacks; the least of them stands, the rest is jitter.
-    recent_queues: [Duration; 3],
+    recent_queues: [Duration; 2],
     queue: Duration,
     latest: Option<Feedback>,
-    round: Option<Round>,
+    /// Where the present sample began.
+    sample_from: Option<Feedback>,
+    rounds: VecDeque<Round>,
+    /// Datagrams before which nothing was there to send.
+    pauses: VecDeque<u64>,
+    /// The next probe goes over the rate by this share, or the least.
+    probe_excess: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
-    /// Doubles each round until the line is full.
-    Startup { best: f64, flat_rounds: u8 },
+    Startup {
+        best: f64,
+        flat_rounds: u8,
+    },
     /// Goes through [`GAINS`].
-    Steady { step: usize },
-    /// A queue stands: sends less until it is gone. The first round still shows what went out before.
-    BackOff {
-        since_rate: f64,
-        since_queue: Duration,
-        rounds: u8,
+    Steady {
+        step: usize,
+    },
+    /// `peak`: the longest queue since `since`. `before`: what was delivered then.
+    Drain {
+        since: Instant,
+        peak: Duration,
+        before: f64,
+    },
+    /// `quiet`: since when no queue stands. `fell`: when it last gave way.
+    Compete {
+        quiet: Option<Instant>,
+        fell: Instant,
     },
 }
 
-/// What was sent between the ends of two rounds, and the feedback from which its arrival is counted.
+/// What was sent at one rate.
 struct Round {
-    began: Instant,
     first_counter: u64,
-    bytes_at_start: u64,
     gain: f64,
-    rate: f64,
-    feedback: Feedback,
-    before: Option<Sent>,
+    /// What was known to be delivered before.
+    bandwidth: f64,
+    began: Instant,
+    /// The first feedback that tells of it.
+    from: Option<Feedback>,
 }
 
-#[derive(Clone, Copy)]
-struct Sent {
-    rate: f64,
-    gain: f64,
-    /// The pacer was what held it back, not a lack of data.
+struct Sample {
+    /// Bytes per second.
+    delivery: f64,
     limited: bool,
 }
 
@@ -102,16 +163,20 @@ impl RateController {
             },
             rate: INITIAL_RATE,
             bandwidth: VecDeque::with_capacity(BANDWIDTH_ROUNDS),
+            round_best: 0.0,
+            latest_deliveries: [0.0; 3],
             base_loss: 0.0,
-            loss: 0.0,
             srtt: None,
             min_rtt: WindowedMin::new(),
             base_one_way: WindowedMin::new(),
             first_one_way: None,
-            recent_queues: [Duration::ZERO; 3],
+            recent_queues: [Duration::ZERO; 2],
             queue: Duration::ZERO,
             latest: None,
-            round: None,
+            sample_from: None,
+            rounds: VecDeque::new(),
+            pauses: VecDeque::new(),
+            probe_excess: 0.0,
         }
     }
 
@@ -120,19 +185,8 @@ impl RateController {
         self.rate
     }
 
-    pub(crate) fn loss(&self) -> f64 {
-        self.loss
-    }
-
     pub(crate) fn rtt(&self) -> Option<Duration> {
         self.srtt
-    }
-
-    /// How long KCP should wait at least before it takes a packet for lost: a probe for more rate may
-    /// lengthen the round trip by its share at any time.
-    pub(crate) fn least_rto(&self) -> Option<Duration> {
-        const JITTER: Duration = Duration::from_millis(20);
-        self.srtt.map(|srtt| srtt + (srtt / 4).max(JITTER))
     }
 
     pub(crate) fn min_rtt(&self) -> Option<Duration> {
@@ -143,26 +197,35 @@ impl RateController {
         self.queue
     }
 
+    /// Somebody else fills the path's queue.
+    pub(crate) fn competes(&self) -> bool {
+        matches!(self.phase, Phase::Compete { .. })
+    }
+
     /// What may be unacknowledged: two bandwidth-delay products with some room for the acknowledgements'
     /// own delay. Beyond that nothing would arrive sooner.
     pub(crate) fn window_bytes(&self) -> f64 {
         /// Before the first answer: a long line's.
         const UNKNOWN_RTT: Duration = Duration::from_millis(300);
         const ACK_DELAY: Duration = Duration::from_millis(40);
-        const MIN_WINDOW: f64 = 48.0 * 1232.0;
-        let rtt = self.min_rtt.get().unwrap_or(UNKNOWN_RTT) + ACK_DELAY;
+        const MIN_WINDOW: f64 = 48.0 * MAX_DATAGRAM_BYTES as f64;
+        let mut rtt = self.min_rtt.get().unwrap_or(UNKNOWN_RTT) + ACK_DELAY;
+        if self.competes() {
+            rtt += self.queue; // which isn't ours, but what is sent waits in it
+        }
         (2.0 * self.rate * rtt.as_secs_f64()).max(MIN_WINDOW)
     }
 
-    /// After a silence the path may be another: what was measured on the old one is void, and half its rate
-    /// a careful beginning.
+    /// After a silence the path may be another: what was measured on the old one is void, and half of what it
+    /// carried a careful beginning.
     pub(crate) fn after_silence(&mut self) {
-        let rate = (self.rate / 2.0).max(INITIAL_RATE.min(self.rate));
-        let (srtt, loss) = (self.srtt, self.loss);
+        let carried = self.capacity().max(self.rate.min(INITIAL_RATE));
+        let srtt = self.srtt;
         *self = Self::new();
-        self.rate = rate.clamp(MIN_RATE, MAX_RATE);
+        self.rate = (carried / 2.0)
+            .max(INITIAL_RATE.min(carried))
+            .clamp(MIN_RATE, MAX_RATE);
         self.srtt = srtt;
-        self.loss = loss;
     }
 
     /// The peer has another address: other delays, perhaps; the rate may stay until they are known.
@@ -170,16 +233,26 @@ impl RateController {
         self.min_rtt = WindowedMin::new();
         self.base_one_way = WindowedMin::new();
         self.first_one_way = None;
-        self.round = None;
+        self.sample_from = None;
+        self.rounds.clear();
     }
 
-    /// `now_us` is the clock that our datagrams carry; `next_counter` and `bytes_sent` say how far sending is.
+    /// There is nothing to send though the pacer would let it: datagram `next_counter` comes after a pause.
+    pub(crate) fn on_pause(&mut self, next_counter: u64) {
+        if self.pauses.back() != Some(&next_counter) {
+            if self.pauses.len() == MAX_PAUSES {
+                self.pauses.pop_front();
+            }
+            self.pauses.push_back(next_counter);
+        }
+    }
+
+    /// `now_us` is the clock that our datagrams carry; `next_counter` says how far sending is.
     pub(crate) fn on_feedback(
         &mut self,
         now: Instant,
         now_us: u32,
         next_counter: u64,
-        bytes_sent: u64,
         feedback: &Feedback,
     ) {
         if feedback.highest >= next_counter
@@ -192,19 +265,11 @@ impl RateController {
         self.measure_rtt(now, now_us, feedback);
         self.measure_queue(now, feedback);
         self.latest = Some(*feedback);
-
-        let Some(round) = &self.round else {
-            self.round = Some(self.begin_round(now, next_counter, bytes_sent, *feedback, None));
-            return;
-        };
-        let datagrams = feedback.highest.saturating_sub(round.feedback.highest);
-        // Doubling goes over any line soon: no round must pass before that is seen.
-        let is_over =
-            matches!(self.phase, Phase::Startup { .. }) && self.queue > self.tolerated_queue();
-        if datagrams < MIN_ROUND_DATAGRAMS || (feedback.highest < round.first_counter && !is_over) {
-            return;
+        if let Some(sample) = self.sample(feedback) {
+            self.judge(now, &sample);
         }
-        self.end_round(now, next_counter, bytes_sent, feedback);
+        self.follow_rounds(now, next_counter, feedback);
+        self.rate = self.rate.clamp(MIN_RATE, MAX_RATE);
     }
 
     fn measure_rtt(&mut self, now: Instant, now_us: u32, feedback: &Feedback) {
@@ -223,189 +288,302 @@ impl RateController {
     fn measure_queue(&mut self, now: Instant, feedback: &Feedback) {
         let first = *self.first_one_way.get_or_insert(feedback.one_way_us);
         let one_way = i64::from(feedback.one_way_us.wrapping_sub(first));
+        if self.competes() {
+            self.base_one_way.hold(now);
+        } else {
+            self.base_one_way.release();
+        }
         self.base_one_way.add(now, one_way);
         let base = self.base_one_way.get().unwrap_or(one_way);
         let queue = Duration::from_micros((one_way - base).try_into().unwrap_or(0));
-        let [_, b, c] = self.recent_queues;
-        self.recent_queues = [b, c, queue];
-        self.queue = queue.min(b).min(c);
+        let [_, before] = self.recent_queues;
+        self.recent_queues = [before, queue];
+        self.queue = queue.min(before);
     }
 
-    fn begin_round(
-        &self,
-        now: Instant,
-        next_counter: u64,
-        bytes_sent: u64,
-        feedback: Feedback,
-        before: Option<Sent>,
-    ) -> Round {
-        Round {
-            began: now,
+    /// What was delivered since the last sample, if that is enough to tell.
+    fn sample(&mut self, feedback: &Feedback) -> Option<Sample> {
+        let from = *self.sample_from.get_or_insert(*feedback);
+        let sent_us = feedback.echo_us.wrapping_sub(from.echo_us);
+        let arrival_us = feedback.arrival_us.wrapping_sub(from.arrival_us);
+        if feedback.highest - from.highest < MIN_SAMPLE_DATAGRAMS
+            || Duration::from_micros(arrival_us.into()) < MIN_SAMPLE_TIME
+        {
+            return None;
+        }
+        self.sample_from = Some(*feedback);
+        let limited = !self.paused_between(from.highest, feedback.highest);
+        // A burst that jitter pressed together arrives faster than the line carries.
+        let us = f64::from(arrival_us.max(sent_us));
+        let delivery = feedback.bytes.saturating_sub(from.bytes) as f64 / us * 1e6;
+        Some(Sample { delivery, limited })
+    }
+
+    fn paused_between(&self, after: u64, until: u64) -> bool {
+        self.pauses
+            .iter()
+            .any(|pause| *pause > after && *pause <= until)
+    }
+
+    fn judge(&mut self, now: Instant, sample: &Sample) {
+        // Once a drain has emptied the queue, what comes through is only what is sent.
+        let draining = matches!(self.phase, Phase::Drain { .. });
+        if sample.limited && (!draining || self.queue > self.tolerated_queue()) {
+            let [_, b, c] = self.latest_deliveries;
+            self.latest_deliveries = [b, c, sample.delivery];
+        }
+        if sample.limited || sample.delivery > self.bandwidth() {
+            self.round_best = self.round_best.max(sample.delivery);
+        }
+        let mut queue_stands = self.queue > self.tolerated_queue();
+        if let (Phase::Startup { .. }, [_, newest]) = (self.phase, self.recent_queues) {
+            // Doubling goes over any line soon: the first sign must do.
+            queue_stands = newest > self.tolerated_queue();
+            self.queue = newest;
+        }
+        match self.phase {
+            Phase::Startup { .. } | Phase::Steady { .. } if queue_stands && sample.limited => {
+                self.phase = Phase::Drain {
+                    since: now,
+                    peak: self.queue,
+                    before: self.bandwidth().max(self.latest_delivery()),
+                };
+                self.drain();
+            }
+            Phase::Startup { .. } if sample.limited => {
+                let gain = if self.min_rtt.get().unwrap_or_default() > LONG_RTT {
+                    LONG_STARTUP_GAIN
+                } else {
+                    STARTUP_GAIN
+                };
+                let loss = self.base_loss.min(MAX_COMPENSATED_LOSS);
+                self.rate = self.rate.max(sample.delivery / (1.0 - loss) * gain);
+            }
+            Phase::Startup { .. } | Phase::Steady { .. } => {}
+            Phase::Drain {
+                since,
+                peak,
+                before,
+            } => self.go_on_draining(now, since, peak, before),
+            Phase::Compete { quiet, fell } => {
+                let quiet = (!queue_stands).then(|| quiet.unwrap_or(now));
+                self.phase = Phase::Compete { quiet, fell };
+                if quiet.is_some_and(|quiet| now >= quiet + COMPETE_QUIET) {
+                    self.settle();
+                }
+            }
+        }
+    }
+
+    fn go_on_draining(&mut self, now: Instant, since: Instant, peak: Duration, before: f64) {
+        if self.queue <= self.tolerated_queue() / 2 {
+            self.settle();
+            return;
+        }
+        let rtt = self.srtt.unwrap_or_default();
+        if self.queue < peak.mul_f64(0.75) {
+            self.phase = Phase::Drain {
+                since: now,
+                peak: self.queue,
+                before,
+            };
+        } else if now >= since + COMPETITOR_TIME.max(rtt * COMPETITOR_RTTS) {
+            self.phase = Phase::Compete {
+                quiet: None,
+                fell: now,
+            };
+            self.rate = before / (1.0 - self.base_loss);
+            return;
+        } else {
+            self.phase = Phase::Drain {
+                since,
+                peak: peak.max(self.queue),
+                before,
+            };
+        }
+        self.drain();
+    }
+
+    /// What comes through while a queue stands is what the line carries. So much less is sent that the queue
+    /// is gone after about a round trip.
+    fn drain(&mut self) {
+        let too_long = self.queue.saturating_sub(self.tolerated_queue() / 4);
+        let within = self.min_rtt.get().unwrap_or_default() + Duration::from_millis(100);
+        let share = too_long.as_secs_f64() / within.as_secs_f64();
+        let gain = (1.0 - share).clamp(MIN_DRAIN_GAIN, MAX_DRAIN_GAIN);
+        self.rate = self.latest_delivery() / (1.0 - self.base_loss) * gain;
+    }
+
+    /// The queue is gone: goes on at what came through.
+    fn settle(&mut self) {
+        self.bandwidth.clear();
+        self.bandwidth.push_back(self.latest_delivery());
+        self.round_best = 0.0;
+        self.probe_excess = 0.0;
+        self.phase = Phase::Steady { step: 1 };
+        self.rate = self.capacity();
+    }
+
+    /// Ends rounds that are answered, and begins the next.
+    fn follow_rounds(&mut self, now: Instant, next_counter: u64, feedback: &Feedback) {
+        if self.rounds.is_empty() {
+            self.begin_round(now, next_counter);
+            return;
+        }
+        for round in &mut self.rounds {
+            if feedback.highest >= round.first_counter {
+                round.from.get_or_insert(*feedback);
+            }
+        }
+        while let Some(next) = self.rounds.get(1).map(|next| next.first_counter)
+            && feedback.highest >= next
+            && let Some(round) = self.rounds.pop_front()
+        {
+            self.end_round(now, &round, next, feedback);
+        }
+        let over = self
+            .rounds
+            .back()
+            .is_some_and(|round| feedback.highest >= round.first_counter + MIN_SAMPLE_DATAGRAMS);
+        if over {
+            self.advance();
+            self.begin_round(now, next_counter);
+        }
+        while self.pauses.front().is_some_and(|pause| {
+            self.rounds
+                .front()
+                .is_some_and(|round| round.from.is_some_and(|from| *pause <= from.highest))
+        }) && self.sample_from.is_some_and(|from| {
+            self.pauses
+                .front()
+                .is_some_and(|pause| *pause <= from.highest)
+        }) {
+            self.pauses.pop_front();
+        }
+    }
+
+    fn begin_round(&mut self, now: Instant, next_counter: u64) {
+        self.rounds.push_back(Round {
             first_counter: next_counter,
-            bytes_at_start: bytes_sent,
             gain: match self.phase {
                 Phase::Steady { step } => self.gain(step),
-                Phase::Startup { .. } | Phase::BackOff { .. } => 1.0,
+                Phase::Drain { .. } => MIN_DRAIN_GAIN,
+                Phase::Startup { .. } | Phase::Compete { .. } => 1.0,
             },
-            rate: self.rate,
-            feedback,
-            before,
-        }
+            bandwidth: self.bandwidth(),
+            began: now,
+            from: None,
+        });
     }
 
-    fn end_round(&mut self, now: Instant, next_counter: u64, bytes_sent: u64, feedback: &Feedback) {
-        let Some(round) = self.round.take() else {
+    /// All of a round, which went until datagram `next`, is answered.
+    fn end_round(&mut self, now: Instant, round: &Round, next: u64, feedback: &Feedback) {
+        let Round {
+            gain,
+            bandwidth,
+            began,
+            ..
+        } = *round;
+        let from = round.from.unwrap_or(*feedback);
+        let limited = !self.paused_between(from.highest, next);
+        let sent = feedback.highest.saturating_sub(from.highest);
+        if sent < MIN_SAMPLE_DATAGRAMS {
             return;
-        };
-        let seconds = now.saturating_duration_since(round.began).as_secs_f64();
-        if seconds <= 0.0 {
-            self.round = Some(round);
-            return;
         }
-        let send_rate = (bytes_sent - round.bytes_at_start) as f64 / seconds;
-        let this = Sent {
-            rate: send_rate,
-            gain: round.gain,
-            limited: send_rate >= 0.7 * round.rate,
-        };
-        // On a short path the feedback tells of what was sent in this very round, on a long one of what was
-        // sent in the round before.
-        let middle = round.first_counter + (next_counter - round.first_counter) / 2;
-        let told = if feedback.highest < round.first_counter {
-            Some(Sent {
-                limited: true,
-                ..this
-            })
-        } else if feedback.highest > middle {
-            Some(this)
-        } else {
-            round.before
-        };
-
-        let sent = feedback.highest - round.feedback.highest;
-        let arrived = feedback.datagrams - round.feedback.datagrams;
-        let loss = sent.saturating_sub(arrived) as f64 / sent as f64;
-        self.loss += (loss - self.loss) * (sent as f64 / 200.0).clamp(0.05, 0.5);
-
-        let arrival_us = feedback.arrival_us.wrapping_sub(round.feedback.arrival_us);
-        let bytes = feedback.bytes.saturating_sub(round.feedback.bytes);
-        let delivery = bytes as f64 / f64::from(arrival_us.max(1)) * 1e6;
-        if let Some(told) = told {
-            // A burst that jitter pressed together arrives faster than the line carries.
-            self.judge(told, delivery.min(told.rate), loss, sent);
-        }
-        self.round = Some(self.begin_round(now, next_counter, bytes_sent, *feedback, Some(this)));
-    }
-
-    fn judge(&mut self, sent: Sent, delivery: f64, loss: f64, datagrams: u64) {
-        let best = self.bandwidth();
-        if sent.limited || delivery > best {
-            if self.bandwidth.len() == BANDWIDTH_ROUNDS {
-                self.bandwidth.pop_front();
-            }
-            self.bandwidth.push_back(delivery);
-        }
-        if sent.gain < 1.0 && datagrams >= 2 * MIN_ROUND_DATAGRAMS {
-            self.base_loss = (self.base_loss + loss.min(MAX_COMPENSATED_LOSS)) / 2.0;
-        }
+        let came = feedback.datagrams.saturating_sub(from.datagrams);
+        let loss = sent.saturating_sub(came) as f64 / sent as f64;
         let queue_stands = self.queue > self.tolerated_queue();
-        let rate = match self.phase {
-            Phase::Startup { .. } | Phase::Steady { .. } if queue_stands && sent.limited => {
-                self.back_off(delivery)
+        if !queue_stands && (gain < 1.0 || !limited) {
+            // The more datagrams, the more it counts.
+            let weight = (sent as f64 / 200.0).min(0.5);
+            self.base_loss += (loss.min(MAX_COMPENSATED_LOSS) - self.base_loss) * weight;
+        }
+        if let Phase::Compete { quiet, fell } = self.phase {
+            // More than the line's own loss explains, by three standard deviations.
+            let expected = self.base_loss * sent as f64;
+            let explained = expected + 3.0 * expected.sqrt() + 0.5;
+            let rtt = self.srtt.unwrap_or_default();
+            if sent.saturating_sub(came) as f64 > explained && now >= fell + 2 * rtt {
+                self.phase = Phase::Compete { quiet, fell: now };
+                self.rate *= COMPETE_BACKOFF;
+            } else {
+                let seconds = now.saturating_duration_since(began).as_secs_f64().min(1.0);
+                let most = 1.25 * self.latest_delivery() / (1.0 - self.base_loss);
+                // On a share of little it grows as TCP does there: by a packet each round trip (RFC 5681).
+                let packet = MAX_DATAGRAM_BYTES as f64 / rtt.as_secs_f64().max(0.01).powi(2);
+                let growth = (COMPETE_GROWTH * self.rate).max(packet);
+                let grown = self.rate + growth * seconds;
+                self.rate = grown.min(most.max(self.rate));
             }
-            _ if !sent.limited && !matches!(self.phase, Phase::BackOff { .. }) => return,
-            Phase::Startup { best, flat_rounds } => self.start_up(best, flat_rounds),
+            return;
+        }
+        if gain > 1.0 && limited && matches!(self.phase, Phase::Steady { .. }) {
+            let arrival_us = feedback.arrival_us.wrapping_sub(from.arrival_us);
+            let bytes = feedback.bytes.saturating_sub(from.bytes);
+            let delivery = bytes as f64 / f64::from(arrival_us.max(1)) * 1e6;
+            if !queue_stands && delivery > bandwidth * (1.0 + (gain - 1.0) / 2.0) {
+                // There is more: at once again, and further.
+                self.probe_excess = ((gain - 1.0) * 2.0).min(STARTUP_GAIN - 1.0);
+                self.round_best = self.round_best.max(delivery);
+                self.phase = Phase::Steady {
+                    step: GAINS.len() - 1,
+                };
+            } else {
+                self.probe_excess = 0.0;
+            }
+        }
+    }
+
+    /// A round of sending is over: the next one's rate.
+    fn advance(&mut self) {
+        let best = std::mem::take(&mut self.round_best);
+        if best == 0.0 {
+            return; // nothing is known that wasn't
+        }
+        if self.bandwidth.len() == BANDWIDTH_ROUNDS {
+            self.bandwidth.pop_front();
+        }
+        self.bandwidth.push_back(best);
+        match self.phase {
+            Phase::Startup { best, flat_rounds } => {
+                let bandwidth = self.bandwidth();
+                if bandwidth > best * 1.25 {
+                    self.phase = Phase::Startup {
+                        best: bandwidth,
+                        flat_rounds: 0,
+                    };
+                } else if flat_rounds < FLAT_ROUNDS {
+                    self.phase = Phase::Startup {
+                        best,
+                        flat_rounds: flat_rounds + 1,
+                    };
+                } else {
+                    // The line is full, though no queue is seen: the lower step comes first.
+                    self.phase = Phase::Steady { step: 0 };
+                    self.rate = self.capacity() * self.gain(0);
+                }
+            }
             Phase::Steady { step } => {
                 let step = (step + 1) % (GAINS.len() + 1);
                 self.phase = Phase::Steady { step };
-                self.capacity() * self.gain(step)
+                self.rate = self.capacity() * self.gain(step);
             }
-            Phase::BackOff {
-                since_rate,
-                since_queue,
-                rounds,
-            } => self.recover(since_rate, since_queue, rounds, delivery, queue_stands),
-        };
-        self.rate = rate.clamp(MIN_RATE, MAX_RATE);
-    }
-
-    fn start_up(&mut self, best: f64, flat_rounds: u8) -> f64 {
-        let bandwidth = self.bandwidth();
-        if bandwidth > best * 1.25 {
-            self.phase = Phase::Startup {
-                best: bandwidth,
-                flat_rounds: 0,
-            };
-        } else if flat_rounds < 2 {
-            self.phase = Phase::Startup {
-                best,
-                flat_rounds: flat_rounds + 1,
-            };
-            return self.rate;
-        } else {
-            // The line is full, though no queue is seen: the lower step comes first and shows its own loss.
-            self.base_loss = self.loss.min(MAX_COMPENSATED_LOSS);
-            self.phase = Phase::Steady { step: 0 };
-            return self.capacity() * self.gain(0);
-        }
-        self.rate * 2.0
-    }
-
-    /// What came through while a queue stands is what the line carries.
-    fn back_off(&mut self, delivery: f64) -> f64 {
-        self.phase = Phase::BackOff {
-            since_rate: self.rate,
-            since_queue: self.queue,
-            rounds: 0,
-        };
-        self.bandwidth.clear();
-        self.bandwidth.push_back(delivery);
-        self.capacity() * self.drain_gain()
-    }
-
-    fn recover(
-        &mut self,
-        since_rate: f64,
-        since_queue: Duration,
-        rounds: u8,
-        delivery: f64,
-        queue_stands: bool,
-    ) -> f64 {
-        if !queue_stands {
-            self.phase = Phase::Steady { step: 1 };
-            return self.capacity();
-        }
-        self.phase = Phase::BackOff {
-            since_rate,
-            since_queue,
-            rounds: rounds.saturating_add(1),
-        };
-        // The first round after a step down still tells of the time before it.
-        if rounds.is_multiple_of(2) {
-            return self.rate;
-        }
-        if self.rate < since_rate / 2.0 && self.queue > since_queue.mul_f64(0.75) {
-            // Half the rate did not shorten the queue: it isn't ours, or the path itself became longer.
-            self.base_one_way = WindowedMin::new();
-            self.first_one_way = None;
-            self.phase = Phase::Steady { step: 1 };
-            return self.rate;
-        }
-        self.bandwidth.clear();
-        self.bandwidth.push_back(delivery.max(self.rate / 2.0));
-        (self.capacity() * self.drain_gain()).min(self.rate)
-    }
-
-    fn drain_gain(&self) -> f64 {
-        if self.queue > 3 * self.tolerated_queue() {
-            0.5
-        } else {
-            0.8
+            Phase::Drain { .. } | Phase::Compete { .. } => {}
         }
     }
 
     fn bandwidth(&self) -> f64 {
         self.bandwidth.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// The best of the latest samples without a pause; where there are none, what is known.
+    fn latest_delivery(&self) -> f64 {
+        let latest = self.latest_deliveries.iter().copied().fold(0.0, f64::max);
+        if latest > 0.0 {
+            latest
+        } else {
+            self.bandwidth().max(MIN_RATE)
+        }
     }
 
     /// What must be sent for the line to be full behind its own loss.
@@ -418,15 +596,19 @@ impl RateController {
     }
 
     /// A probe lasts a round: on a long line it goes only so far over the rate that the queue it builds is
-    /// about [`QUEUE_TOLERANCE`].
+    /// within what is tolerated.
     fn probe(&self) -> f64 {
         let rtt = self.min_rtt.get().unwrap_or_default().as_secs_f64();
-        1.0 + (QUEUE_TOLERANCE.as_secs_f64() / rtt).clamp(0.08, 0.2)
+        let room = 0.6 * self.tolerated_queue().as_secs_f64();
+        let least = (room / rtt).clamp(0.08, 0.2);
+        1.0 + least.max(self.probe_excess)
     }
 
+    /// Jitter, and on a slow line the time of a datagram itself, make a queue no sign.
     fn tolerated_queue(&self) -> Duration {
         let rtt = self.min_rtt.get().unwrap_or_default();
-        QUEUE_TOLERANCE.max(rtt / 5)
+        let datagrams = Duration::from_secs_f64(1.5 * MAX_DATAGRAM_BYTES as f64 / self.rate);
+        QUEUE_TOLERANCE.max(rtt / 5).max(datagrams)
     }
 }
 
@@ -435,6 +617,7 @@ struct WindowedMin<T> {
     current: Option<T>,
     previous: Option<T>,
     turn_at: Option<Instant>,
+    held_since: Option<Instant>,
 }
 
 impl<T: Copy + Ord> WindowedMin<T> {
@@ -443,6 +626,7 @@ impl<T: Copy + Ord> WindowedMin<T> {
             current: None,
             previous: None,
             turn_at: None,
+            held_since: None,
         }
     }
 
@@ -453,6 +637,18 @@ impl<T: Copy + Ord> WindowedMin<T> {
             self.turn_at = Some(now + BASE_WINDOW / 2);
         }
         self.current = Some(self.current.map_or(value, |least| least.min(value)));
+    }
+
+    /// Forgets nothing, for up to [`BASE_HELD`].
+    fn hold(&mut self, now: Instant) {
+        let held = *self.held_since.get_or_insert(now);
+        if now < held + BASE_HELD {
+            self.turn_at = Some(now + BASE_WINDOW / 2);
+        }
+    }
+
+    fn release(&mut self) {
+        self.held_since = None;
     }
 
     fn get(&self) -> Option<T> {
@@ -506,6 +702,9 @@ mod tests {
             for _ in 0..seconds * 40 {
                 let step = STEP.as_secs_f64();
                 let bytes = self.controller.rate().min(offered) * step;
+                if offered < self.controller.rate() {
+                    self.controller.on_pause(self.sent);
+                }
                 self.sent_bytes += bytes;
                 self.sent = (self.sent_bytes / DATAGRAM) as u64;
                 self.backlog += bytes * (1.0 - self.loss);
@@ -525,14 +724,10 @@ mod tests {
                     arrival_us: now_us,
                     one_way_us: ONE_WAY_US + queue_us - 77,
                     reordered: 0,
+                    gaps: 0,
                 };
-                self.controller.on_feedback(
-                    self.now,
-                    now_us,
-                    self.sent,
-                    self.sent_bytes as u64,
-                    &feedback,
-                );
+                self.controller
+                    .on_feedback(self.now, now_us, self.sent, &feedback);
             }
         }
     }
@@ -560,7 +755,7 @@ mod tests {
             model.run(20, 1e6, f64::MAX);
             let ratio = model.controller.rate() * (1.0 - loss) / 1e6;
             assert!((0.7..1.35).contains(&ratio), "{loss}: {ratio}");
-            assert!((model.controller.loss() - loss).abs() < 0.1, "{loss}");
+            assert!((model.controller.base_loss - loss).abs() < 0.1, "{loss}");
         }
     }
 
@@ -593,9 +788,7 @@ mod tests {
             },
         ] {
             let (now, sent) = (model.now, model.sent);
-            model
-                .controller
-                .on_feedback(now, 0, sent, model.sent_bytes as u64, &feedback);
+            model.controller.on_feedback(now, 0, sent, &feedback);
             assert_eq!(model.controller.rate(), rate);
         }
     }

@@ -4,6 +4,7 @@
 //! peer's address (`hub.rs`). Nothing here is reached by what isn't authentic.
 
 mod incoming;
+mod losses;
 mod outgoing;
 mod timing;
 
@@ -24,8 +25,10 @@ use crate::{
     feedback::Receiver,
     frame::Plaintext,
     lane::{Lane, MAX_CREDIT_BYTES, MAX_WINDOW_PACKETS},
+    loss::{Beforehand, LossMeter, MAX_BEFOREHAND_SHARE},
     noise::Keys,
     pacing::Pacer,
+    parity::{MAX_KEPT_PARITIES, MAX_RECENT_PACKETS},
     rate::RateController,
     replay::ReplayWindow,
 };
@@ -60,16 +63,21 @@ const BYE_REPEATS: u8 = 3;
 const BYE_INTERVAL: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_secs(3);
 
+/// Datagrams that overtook each other make it likely for so long that more do.
+const REORDERING_LASTS: Duration = Duration::from_secs(30);
+
 /// A peer may renew the channels this often in a row, and then once a second: an honest one does it after
 /// three seconds of silence. Each renewal gives it fresh credit, so more is a violation.
 const MAX_RENEWALS: f32 = 8.0;
 const RENEWALS_PER_SECOND: f32 = 1.0;
 
 /// What a session can come to hold, in bytes, whatever its peer does (invariant 5). For each channel: messages
-/// that wait to be sent, KCP's send and receive windows full of packets, and messages received that the
-/// application has not dealt with.
-pub const MAX_SESSION_BYTES: usize =
-    3 * MAX_QUEUE_BYTES + 2 * MAX_WINDOW_PACKETS * MAX_DATAGRAM_BYTES + MAX_CREDIT_BYTES;
+/// that wait to be sent, KCP's send and receive windows full of packets, those sent once more in case that
+/// they are lost, messages received that the application has not dealt with, and what is kept for parity.
+pub const MAX_SESSION_BYTES: usize = 3 * MAX_QUEUE_BYTES
+    + 3 * MAX_WINDOW_PACKETS * MAX_DATAGRAM_BYTES
+    + MAX_CREDIT_BYTES
+    + 3 * (MAX_KEPT_PARITIES + MAX_RECENT_PACKETS) * MAX_DATAGRAM_BYTES;
 
 pub(crate) struct Session {
     pub(crate) id: SessionId,
@@ -95,7 +103,17 @@ pub(crate) struct Session {
     /// Bytes per second that the operator allows at most.
     max_rate: f64,
     reordered: u32,
-    reordering: bool,
+    reordering_until: Option<Instant>,
+    losses: LossMeter,
+    beforehand: Beforehand,
+    /// The highest of our datagrams that the peer has seen, and when it last said so or was asked.
+    seen: u64,
+    heard: Option<Instant>,
+    /// Tail probes since then.
+    probes: u32,
+    detect_at: Option<Instant>,
+    ack_due: Option<Instant>,
+    last_ack: Option<Instant>,
     last_received: Instant,
     last_sent: Instant,
     /// Since when the peer owes an answer.
@@ -104,13 +122,10 @@ pub(crate) struct Session {
     ping: bool,
     credit_repeats: u8,
     credit_due: Option<Instant>,
-    acks_again: VecDeque<(Instant, usize, Vec<u8>)>,
     plain: Plaintext,
     /// `plain` holds a datagram that didn't fit the last batch.
     staged: bool,
     stats: SessionStats,
-    /// KCP's counts of former generations.
-    former_packets: (u64, u64),
 }
 
 /// Which end this is. Only the hub follows its peer's address; only the edge keeps the way open.
@@ -200,7 +215,15 @@ impl Session {
             max_rate: f64::INFINITY,
             rate,
             reordered: 0,
-            reordering: false,
+            reordering_until: None,
+            losses: LossMeter::new(),
+            beforehand: Beforehand::new(MAX_BEFOREHAND_SHARE),
+            seen: 0,
+            heard: None,
+            probes: 0,
+            detect_at: None,
+            ack_due: None,
+            last_ack: None,
             last_received: now,
             last_sent: now,
             waiting_since: None,
@@ -208,11 +231,9 @@ impl Session {
             ping: true,
             credit_repeats: if who.admitted { CREDIT_REPEATS } else { 0 },
             credit_due: who.admitted.then_some(now),
-            acks_again: VecDeque::new(),
             plain: Plaintext::default(),
             staged: false,
             stats: SessionStats::default(),
-            former_packets: (0, 0),
         }
     }
 
@@ -266,7 +287,9 @@ impl Session {
             min_rtt: self.rate.min_rtt(),
             queueing_delay: self.rate.queueing_delay(),
             rate_bps: (self.paced_rate() * 8.0) as u64,
-            loss: self.rate.loss() as f32,
+            competes: self.rate.competes(),
+            loss: self.losses.loss() as f32,
+            loss_burst: self.losses.burst() as f32,
             datagrams_sent: self.next_counter,
             datagrams_received: self.receiver.datagrams(),
             datagrams_expected: self.receiver.expected(),
@@ -277,12 +300,7 @@ impl Session {
             outstanding_bytes: self.lanes.iter().map(Lane::outstanding_bytes).sum(),
             ..self.stats
         };
-        (stats.packets_sent, stats.packets_resent) = self.former_packets;
-        for lane in &self.lanes {
-            let (sent, resent) = lane.conversation.counts();
-            stats.packets_sent += sent;
-            stats.packets_resent += resent;
-        }
+        stats.packets_recovered += self.lanes.iter().map(|lane| lane.recovered).sum::<u64>();
         stats
     }
 

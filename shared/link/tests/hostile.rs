@@ -91,18 +91,14 @@ impl Liar {
     }
 }
 
-/// A datagram's inside with a KCP packet of the first generation.
-fn packet(channel: u32, number: u32) -> Vec<u8> {
-    let mut packet = channel.to_le_bytes().to_vec();
-    packet.extend_from_slice(&[81, 0, 0xff, 0xff]);
-    for word in [0, number, 0, PACKET_BYTES as u32] {
-        packet.extend_from_slice(&word.to_le_bytes());
-    }
-    packet.resize(packet.len() + PACKET_BYTES, 7);
+/// A datagram's inside with a packet of the first generation.
+fn packet(channel: u8, number: u32) -> Vec<u8> {
     let mut plain = vec![0; 8];
     plain.push(1);
-    plain.extend_from_slice(&(packet.len() as u16).to_be_bytes());
-    plain.extend_from_slice(&packet);
+    plain.extend_from_slice(&(PACKET_BYTES as u16 + 6).to_be_bytes());
+    plain.extend_from_slice(&[channel, 0]);
+    plain.extend_from_slice(&number.to_be_bytes());
+    plain.resize(plain.len() + PACKET_BYTES, 7);
     plain
 }
 

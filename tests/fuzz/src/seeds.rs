@@ -58,14 +58,19 @@ const WORDS: [&str; 8] = [
 ];
 
 /// How, length in fours, then frames: kind, length in two bytes, body.
-const LIES: [&[u8]; 4] = [
+const LIES: [&[u8]; 7] = [
     &[0, 2, 1, 0, 9, 0, 0, 0, 0, 0],
     &[1, 2, 1, 0, 2, 0, 0, 0, 0, 0],
     &[0, 3, 4, 0, 3, 0, 0, 0, 2, 0, 1, 0, 0, 0],
+    // A packet, a parity that is one, an acknowledgement, a counter that was seen.
+    &[0, 3, 1, 0, 9, 1, 0, 0, 0, 0, 0, 7, 7, 7],
     &[
-        3, 7, 1, 0, 24, 0, 0, 0, 1, 81, 0, 255, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-        0,
+        0, 5, 5, 0, 17, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0, 3, 0, 7, 7, 7,
     ],
+    &[
+        1, 5, 6, 0, 17, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ],
+    &[1, 3, 7, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0],
 ];
 
 /// Bytes that differ, the same every time.

@@ -2,12 +2,16 @@
 
 use std::{collections::VecDeque, net::SocketAddr, time::Instant};
 
-use super::{BYE_INTERVAL, MAX_RENEWALS, RENEWALS_PER_SECOND, Received, Role, Session, State};
+use super::{
+    BYE_INTERVAL, MAX_RENEWALS, RENEWALS_PER_SECOND, REORDERING_LASTS, Received, Role, Session,
+    State,
+};
 use crate::{
     api::{Bye, Channel, CloseReason, Event},
     datagram::{TRANSPORT_HEADER_BYTES, Transport},
     frame::{self, Frame},
     lane::Lane,
+    parity::Cover,
 };
 
 impl Session {
@@ -103,31 +107,40 @@ impl Session {
                         self.credit_due = Some(now);
                     }
                 }
-                Frame::Kcp(packet) if this_generation => {
+                Frame::Data(packet) if this_generation => {
                     self.receiver.want(now);
-                    self.on_kcp(now, packet, events)?;
+                    self.owe_ack(now);
+                    self.on_data(now, packet, events)?;
                 }
+                Frame::Parity(cover, bytes) if this_generation => {
+                    self.receiver.want(now);
+                    self.owe_ack(now);
+                    self.on_parity(now, cover, bytes, events)?;
+                }
+                Frame::Sack(sack) if this_generation => {
+                    self.receiver.want_slowly(now);
+                    let lane = self.lane_mut(channel_of(sack.conv)?);
+                    lane.conversation
+                        .on_sack(now, &sack)
+                        .map_err(|_| frame::Malformed)?;
+                }
+                Frame::Seen(counter) if this_generation => self.on_seen(now, counter),
                 Frame::Credit(limits) if this_generation => {
                     for (lane, limit) in self.lanes.iter_mut().zip(limits) {
                         lane.on_credit(limit);
                     }
                 }
-                Frame::Kcp(_) | Frame::Credit(_) => {}
+                Frame::Data(_)
+                | Frame::Credit(_)
+                | Frame::Parity(..)
+                | Frame::Sack(_)
+                | Frame::Seen(_) => {}
                 Frame::Feedback(feedback) => {
-                    self.rate.on_feedback(
-                        now,
-                        now_us,
-                        self.next_counter,
-                        self.bytes_sent,
-                        &feedback,
-                    );
+                    self.rate
+                        .on_feedback(now, now_us, self.next_counter, &feedback);
                     self.pacer.set_rate(now, self.paced_rate());
-                    self.watch_reordering(feedback.reordered);
-                    if let Some(rto) = self.rate.least_rto() {
-                        for lane in &mut self.lanes {
-                            lane.conversation.set_least_rto(rto);
-                        }
-                    }
+                    self.losses.on_feedback(&feedback);
+                    self.watch_reordering(now, feedback.reordered);
                 }
                 Frame::Bye(reason) => {
                     self.kill(CloseReason::Peer(reason), events);
@@ -138,18 +151,14 @@ impl Session {
         Ok(())
     }
 
-    fn on_kcp(
+    fn on_data(
         &mut self,
         now: Instant,
-        packet: &[u8],
+        packet: frame::Packet<'_>,
         events: &mut VecDeque<Event>,
     ) -> Result<(), frame::Malformed> {
-        let conv = packet
-            .first_chunk::<4>()
-            .map(|conv| u32::from_le_bytes(*conv))
-            .ok_or(frame::Malformed)?;
         let channel = *Channel::ALL
-            .get((conv & 3) as usize)
+            .get(usize::from(packet.channel))
             .ok_or(frame::Malformed)?;
         let session = self.id;
         let mut messages = 0;
@@ -168,22 +177,37 @@ impl Session {
         taken
     }
 
-    /// Where datagrams overtake each other, one more acknowledgement is waited for before a packet counts as
-    /// lost.
-    fn watch_reordering(&mut self, reordered: u32) {
-        let reordering = self.reordering || reordered.wrapping_sub(self.reordered) > 2;
-        self.reordered = reordered;
-        if reordering && !self.reordering {
-            self.reordering = true;
-            self.set_fast_resend();
-        }
+    fn on_parity(
+        &mut self,
+        now: Instant,
+        cover: Cover,
+        bytes: &[u8],
+        events: &mut VecDeque<Event>,
+    ) -> Result<(), frame::Malformed> {
+        let channel = channel_of(cover.conv)?;
+        let session = self.id;
+        let mut messages = 0;
+        let taken = self
+            .lane_mut(channel)
+            .on_parity(now, cover, bytes, |message| {
+                messages += 1;
+                events.push_back(Event::Message {
+                    session,
+                    channel,
+                    message,
+                });
+            })
+            .map_err(|_| frame::Malformed);
+        self.stats.messages_received += messages;
+        taken
     }
 
-    fn set_fast_resend(&mut self) {
-        for lane in &mut self.lanes {
-            lane.conversation
-                .set_fast_resend(if self.reordering { 3 } else { 2 });
+    /// Where datagrams overtake each other, lateness must not be taken for loss.
+    fn watch_reordering(&mut self, now: Instant, reordered: u32) {
+        if reordered.wrapping_sub(self.reordered) > 2 {
+            self.reordering_until = Some(now + REORDERING_LASTS);
         }
+        self.reordered = reordered;
     }
 
     pub(super) fn renew_channels(
@@ -200,14 +224,13 @@ impl Session {
             self.pacer.set_rate(now, self.paced_rate());
         }
         for lane in &self.lanes {
-            let (sent, resent) = lane.conversation.counts();
-            self.former_packets.0 += sent;
-            self.former_packets.1 += resent;
+            self.stats.packets_recovered += lane.recovered;
         }
         let admitted = self.admitted;
         self.lanes = Channel::ALL.map(|channel| Lane::new(now, channel, generation, admitted));
-        self.set_fast_resend();
-        self.acks_again.clear();
+        self.ack_due = None;
+        self.detect_at = None;
+        self.probes = 0;
         self.staged = false;
         self.waiting_since = None;
         self.ping = true;
@@ -241,4 +264,11 @@ impl Session {
             }
         }
     }
+}
+
+fn channel_of(conv: u32) -> Result<Channel, frame::Malformed> {
+    Channel::ALL
+        .get((conv & 3) as usize)
+        .copied()
+        .ok_or(frame::Malformed)
 }

@@ -1,25 +1,21 @@
 //! What goes out: which conversation may work, what shares a datagram, what the pacer holds back.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Instant};
 
-use super::{BYE_INTERVAL, Session, State, timing::flush_at};
+use super::{BYE_INTERVAL, Session, State};
 use crate::{
-    api::{Event, Transmit},
+    api::{Channel, Event, Transmit},
+    conversation::content,
     datagram::{MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES, transport_header},
     feedback::FEEDBACK_INTERVAL,
-    frame::{Frame, Header},
+    frame::{Frame, Header, MAX_SACK_FRAME_BYTES, PARITY_OVERHEAD, Packet},
+    lane::Lane,
+    loss::{Beforehand, LossMeter},
+    parity,
 };
 
 /// Without new keys nothing more is sent after so many.
 const MAX_DATAGRAMS_PER_KEY: u64 = 1 << 34;
-
-/// Above this loss an acknowledgement is sent twice, the second a little later: bursts take neighbours.
-const ACK_TWICE_LOSS: f64 = 0.02;
-const ACK_AGAIN_DELAY: Duration = Duration::from_millis(6);
-const MAX_ACKS_AGAIN: usize = 64;
 
 impl Session {
     pub(crate) fn poll_transmit(
@@ -74,26 +70,32 @@ impl Session {
     /// Lets the conversations work: higher channels first, and no more than can leave soon.
     fn pump(&mut self, now: Instant) {
         let tokens = self.pacer.tokens(now) + self.pacer.bytes_per_wake_up();
-        let waiting: usize = self
-            .lanes
-            .iter()
-            .map(|lane| lane.conversation.data_waiting())
-            .sum();
+        let waiting: usize = self.lanes.iter().map(Lane::waiting).sum();
         let room = (tokens / MAX_DATAGRAM_BYTES as f64).max(0.0) as usize + 1;
         let mut room = room.saturating_sub(waiting).min(self.window_room());
+        let group_time = self.group_time();
         for lane in &mut self.lanes {
-            let new = if lane.conversation.data_waiting() > 0 {
-                0
-            } else {
-                lane.feed(room);
-                room.min(lane.conversation.unsent_packets())
-                    .min(lane.conversation.window_room())
-            };
-            let due = flush_at(lane).is_some_and(|at| now >= at);
-            if due || lane.conversation.may_send(now, new) {
-                lane.conversation.flush(now, new);
-                room = room.saturating_sub(lane.conversation.data_waiting());
+            if lane
+                .encoder
+                .opened()
+                .is_some_and(|at| now >= at + group_time)
+            {
+                close_group(now, lane, &self.losses, &mut self.beforehand);
             }
+            if lane.waiting() > 0 {
+                continue;
+            }
+            lane.feed(room);
+            let new = room
+                .min(lane.conversation.unsent_packets())
+                .min(lane.conversation.window_room());
+            if lane.conversation.may_send(now, new) {
+                lane.conversation.flush(now, new);
+                room = room.saturating_sub(lane.waiting());
+            }
+        }
+        if !self.data_waiting() && self.pacer.tokens(now) > 0.0 {
+            self.rate.on_pause(self.next_counter);
         }
     }
 
@@ -109,9 +111,7 @@ impl Session {
     }
 
     pub(super) fn data_waiting(&self) -> bool {
-        self.lanes
-            .iter()
-            .any(|lane| lane.conversation.data_waiting() > 0)
+        self.lanes.iter().any(|lane| lane.waiting() > 0)
     }
 
     /// Puts the next datagram together in `plain`; `false`: there is none, or it must wait for the pacer.
@@ -179,61 +179,107 @@ impl Session {
     }
 
     fn push_acks(&mut self, now: Instant) {
-        while let Some((at, _, packet)) = self.acks_again.front() {
-            if now < *at || !self.plain.push(&Frame::Kcp(packet)) {
-                break;
-            }
-            if let Some((_, lane, packet)) = self.acks_again.pop_front()
-                && let Some(lane) = self.lanes.get_mut(lane)
-            {
-                lane.conversation.recycle(packet);
-            }
+        if self.ack_due.is_none_or(|at| now < at) {
+            return;
         }
-        let twice = self.rate.loss() > ACK_TWICE_LOSS;
-        for (at, lane) in self.lanes.iter_mut().enumerate() {
-            while lane
-                .conversation
-                .next_ack_bytes()
-                .is_some_and(|bytes| self.plain.fits(bytes))
-            {
-                let Some(packet) = lane.conversation.pop_ack() else {
-                    break;
-                };
-                let _ = self.plain.push(&Frame::Kcp(&packet));
-                if twice && self.acks_again.len() < MAX_ACKS_AGAIN {
-                    self.acks_again
-                        .push_back((now + ACK_AGAIN_DELAY, at, packet));
-                } else {
-                    lane.conversation.recycle(packet);
+        for lane in &mut self.lanes {
+            while lane.conversation.arrivals.owes() {
+                if !self.plain.fits(MAX_SACK_FRAME_BYTES) {
+                    return; // in the next datagram
+                }
+                if let Some(sack) = lane.conversation.take_sack() {
+                    let _ = self.plain.push(&Frame::Sack(sack));
                 }
             }
         }
+        if self.plain.push(&Frame::Seen(self.receiver.highest())) {
+            self.ack_due = None;
+            self.last_ack = Some(now);
+        }
     }
 
-    /// Whether there was any.
+    /// Lost packets, then parity, then what is new, channel by channel. Whether there was any.
     fn push_data(&mut self, now: Instant) -> bool {
         let mut any = false;
         if self.pacer.tokens(now) <= 0.0 {
             return false;
         }
-        for lane in &mut self.lanes {
-            while lane
-                .conversation
-                .next_data_bytes()
-                .is_some_and(|bytes| self.plain.fits(bytes))
-            {
-                let Some(packet) = lane.conversation.pop_data() else {
+        let counter = self.next_counter;
+        for (lane, channel) in self.lanes.iter_mut().zip(Channel::ALL) {
+            let mut full = false;
+            while let Some(sn) = lane.conversation.flight.next_lost(now) {
+                let (fragment, data) = content(lane.conversation.flight.bytes(sn));
+                full = !self.plain.push(&Frame::Data(Packet {
+                    channel: channel.index() as u8,
+                    fragment,
+                    sn,
+                    data,
+                }));
+                if full {
                     break;
-                };
-                let _ = self.plain.push(&Frame::Kcp(&packet));
-                lane.conversation.recycle(packet);
+                }
+                lane.conversation.flight.on_sent_again(now, counter);
+                self.stats.packets_sent += 1;
+                self.stats.packets_resent += 1;
                 any = true;
             }
-            if lane.conversation.next_data_bytes().is_some() {
+            while !full && let Some(bytes) = lane.encoder.next_bytes() {
+                full = !self.plain.fits(PARITY_OVERHEAD + bytes);
+                if !full && let Some(parity) = lane.encoder.pop() {
+                    let _ = self.plain.push(&Frame::Parity(parity.cover, &parity.bytes));
+                    for sn in parity.cover.packets() {
+                        let flight = &mut lane.conversation.flight;
+                        flight.on_parity(now, sn, Some(counter), parity.last);
+                    }
+                    self.stats.parities_sent += 1;
+                    any = true;
+                }
+            }
+            // An open group is a run of packets: none may be left out of it, though losses have ceased.
+            let lossy = channel != Channel::Bulk && !self.losses.is_clean();
+            while !full && let Some(sn) = lane.conversation.flight.next_new() {
+                let covered = lossy || lane.encoder.opened().is_some();
+                let (fragment, data) = content(lane.conversation.flight.bytes(sn));
+                full = !self.plain.push(&Frame::Data(Packet {
+                    channel: channel.index() as u8,
+                    fragment,
+                    sn,
+                    data,
+                }));
+                if full {
+                    break;
+                }
+                self.beforehand.earn(data.len());
+                if covered {
+                    let shard = parity::shard(fragment, data);
+                    let waiting = lane.unsent_packets();
+                    let burst = self.losses.burst();
+                    lane.encoder.add(now, sn, shard, waiting, burst);
+                }
+                lane.conversation.flight.on_sent_new(now, counter, covered);
+                self.stats.packets_sent += 1;
+                any = true;
+                if lane.encoder.is_full() {
+                    close_group(now, lane, &self.losses, &mut self.beforehand);
+                }
+            }
+            if lane.is_dry() && lane.encoder.opened().is_some() {
+                close_group(now, lane, &self.losses, &mut self.beforehand);
+            }
+            if full {
                 // Not past a higher channel's packet that didn't fit.
                 break;
             }
         }
         any
     }
+}
+
+/// No more packets come to the open groups soon: their parity is next.
+fn close_group(now: Instant, lane: &mut Lane, losses: &LossMeter, beforehand: &mut Beforehand) {
+    let flight = &mut lane.conversation.flight;
+    lane.encoder.close(
+        |packets, bytes| beforehand.take(losses.parities(packets), PARITY_OVERHEAD + bytes),
+        |sn| flight.on_parity(now, sn, None, true),
+    );
 }

@@ -57,6 +57,12 @@ impl Session {
             self.last_probe = now;
             self.ping = true;
         }
+        for lane in &mut self.lanes {
+            lane.decoder.forget(now);
+        }
+        if self.state == State::Open {
+            self.look_for_losses(now);
+        }
         if self.wants_new_generation(now) {
             self.renew_channels(now, self.generation.wrapping_add(1), events);
         }
@@ -83,11 +89,17 @@ impl Session {
         consider(self.old_keys.as_ref().map(|(_, until)| *until));
         if self.state == State::Open {
             consider(self.waiting_since.map(|at| at + SILENCE));
-            consider(self.acks_again.front().map(|(at, ..)| *at));
+            consider(self.ack_due);
+            consider(self.detect_at);
+            consider(self.tail_probe_at());
+            let group_time = self.group_time();
             let mut waits_for_pacer = self.staged;
             for lane in &self.lanes {
-                consider(flush_at(lane));
-                waits_for_pacer |= lane.conversation.data_waiting() > 0 || lane.ready_packets() > 0;
+                let copy_at = lane.conversation.flight.copy_at();
+                consider(copy_at.map(|at| at.max(self.pacer.ready_at())));
+                consider(lane.encoder.opened().map(|at| at + group_time));
+                consider(lane.decoder.forget_at());
+                waits_for_pacer |= lane.waiting() > 0 || lane.ready_packets() > 0;
             }
             if waits_for_pacer && (self.staged || self.data_waiting() || self.window_room() > 0) {
                 consider(Some(self.pacer.ready_at()));
@@ -120,14 +132,4 @@ impl Session {
                     .iter()
                     .any(|lane| lane.conversation.next() >= GENERATION_PACKETS))
     }
-}
-
-/// When a conversation should work by itself. While packets of it wait for the pacer it need not look for
-/// losses, which it would only queue behind them.
-pub(super) fn flush_at(lane: &Lane) -> Option<Instant> {
-    let conversation = &lane.conversation;
-    if conversation.data_waiting() > 0 && conversation.in_flight() > 0 {
-        return None;
-    }
-    conversation.flush_at()
 }

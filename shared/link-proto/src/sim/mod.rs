@@ -3,10 +3,12 @@
 
 mod attacker;
 mod network;
+mod rival;
 mod world;
 
 pub use attacker::{Attacker, forged_initiation};
 pub use network::{Bursts, Line, Network};
+pub use rival::Rival;
 pub use world::{Edge, HUB_ADDRESS, Who, World};
 
 /// The name of a session that is not there, for what only carries it.

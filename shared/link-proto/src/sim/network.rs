@@ -74,6 +74,15 @@ pub(super) struct LineState {
     bad: bool,
     busy_until: Option<Instant>,
     pub(super) cut_until: Option<Instant>,
+    pub(super) datagrams: u64,
+    pub(super) bytes: u64,
+}
+
+impl LineState {
+    pub(super) fn queueing_delay(&self, now: Instant) -> Duration {
+        self.busy_until
+            .map_or(Duration::ZERO, |busy| busy.saturating_duration_since(now))
+    }
 }
 
 impl Network {
@@ -104,6 +113,8 @@ impl Network {
         delivery: Delivery,
     ) {
         self.bytes += delivery.bytes.len() as u64;
+        state.bytes += delivery.bytes.len() as u64;
+        state.datagrams += 1;
         let cut = state.cut_until.is_some_and(|until| now < until);
         if let Some(bursts) = line.bursts {
             let turn = if state.bad { bursts.end } else { bursts.begin };

@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{
-    Attacker, Line, Network,
+    Attacker, Line, Network, Rival,
     attacker::Work,
     network::{Delivery, LineState},
+    rival::RIVAL_ADDRESS,
 };
 use crate::{
     Cipher, EdgeConfig, EdgeEndpoint, Endpoint, Event, HubConfig, HubEndpoint, public_key,
@@ -34,7 +35,21 @@ pub struct Edge {
     pub down: Line,
     up_state: LineState,
     down_state: LineState,
+    /// Shares the way up.
+    pub rival: Option<Rival>,
     secret_key: [u8; 32],
+}
+
+impl Edge {
+    /// Datagrams that this edge has put on its line, and their bytes without IP and UDP headers.
+    pub fn sent(&self) -> (u64, u64) {
+        (self.up_state.datagrams, self.up_state.bytes)
+    }
+
+    /// How long a datagram that this edge sends now waits before its line.
+    pub fn queueing_delay(&self, now: Instant) -> Duration {
+        self.up_state.queueing_delay(now)
+    }
 }
 
 /// See [`World::step`]. Commands to the endpoints may be given between any two steps.
@@ -111,6 +126,7 @@ impl World {
             down,
             up_state: LineState::default(),
             down_state: LineState::default(),
+            rival: None,
             secret_key,
         });
         place
@@ -148,6 +164,12 @@ impl World {
         edge.endpoint = EdgeEndpoint::new(config, now, seed);
     }
 
+    /// From now on somebody else sends as much as goes, on the edge's way up.
+    pub fn add_rival(&mut self, place: usize) {
+        let edge = &mut self.edges[place];
+        edge.rival = Some(Rival::new(self.now, edge.address));
+    }
+
     /// Nothing passes in either direction for so long.
     pub fn cut(&mut self, place: usize, duration: Duration) {
         self.cut_up(place, duration);
@@ -170,7 +192,12 @@ impl World {
     /// Drains what endpoints have to send, jumps to the next event and lets it happen. `false`: nothing will
     /// ever happen again.
     pub fn step(&mut self) -> bool {
-        let Some(next) = self.next_event() else {
+        self.step_until(None)
+    }
+
+    /// As [`World::step`], but time goes no further than `until`, when a test has something to do.
+    pub fn step_until(&mut self, until: Option<Instant>) -> bool {
+        let Some(next) = self.next_event().into_iter().chain(until).min() else {
             return false;
         };
         let hub = self.hub.poll_timeout();
@@ -193,6 +220,9 @@ impl World {
             self.hub.handle_timeout(self.now);
         }
         for edge in &mut self.edges {
+            if let Some(rival) = &mut edge.rival {
+                rival.handle_time(self.now);
+            }
             if edge
                 .endpoint
                 .poll_timeout()
@@ -213,7 +243,9 @@ impl World {
             .edges
             .iter_mut()
             .filter_map(|edge| edge.endpoint.poll_timeout());
-        edges.chain(hub).chain(self.network.next()).min()
+        let first = edges.chain(hub).chain(self.network.next()).min();
+        let rivals = self.edges.iter().filter_map(|edge| edge.rival.as_ref());
+        rivals.map(Rival::next).chain(first).min()
     }
 
     /// Steps until `done` says so, at most for `limit`; whether it did. `react` gets each event and may give
@@ -254,7 +286,14 @@ impl World {
     }
 
     fn deliver(&mut self, delivery: &Delivery) {
-        if delivery.to == HUB_ADDRESS {
+        if delivery.to == RIVAL_ADDRESS {
+            let mut edges = self.edges.iter_mut();
+            if let Some(edge) = edges.find(|edge| edge.address == delivery.from)
+                && let Some(rival) = &mut edge.rival
+            {
+                rival.on_arrival(self.now + edge.down.delay, &delivery.bytes);
+            }
+        } else if delivery.to == HUB_ADDRESS {
             self.hub
                 .handle_datagram(self.now, delivery.from, &delivery.bytes);
         } else if let Some(edge) = self
@@ -284,6 +323,9 @@ impl World {
             None => vec![delivery],
         };
         for edge in edges.iter_mut() {
+            while let Some(delivery) = edge.rival.as_mut().and_then(Rival::poll) {
+                network.send(*now, &edge.up, &mut edge.up_state, delivery);
+            }
             buffer.clear();
             while let Some(transmit) = edge.endpoint.poll_transmit(*now, MAX_BATCH, buffer) {
                 for bytes in buffer.chunks(transmit.segment_size.unwrap_or(transmit.size)) {

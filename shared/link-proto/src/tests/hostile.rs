@@ -198,8 +198,8 @@ fn a_peer_that_breaks_the_protocol_loses_its_session_only() {
     for plain in [
         &b"short"[..],
         &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 9, 0], // a frame that is cut off
-        &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0, 0], // KCP without a header
-        &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 3, 0, 0, 0], // a channel that isn't
+        &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2, 0, 0], // a packet without a header
+        &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 6, 3, 0, 0, 0, 0, 0], // a channel that isn't
         &[0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0], // half a feedback
     ] {
         let (mut world, mut traffic) = connected();
@@ -229,7 +229,7 @@ proptest! {
     #[test]
     fn an_authentic_liar_makes_no_panic(
         datagrams in proptest::collection::vec(
-            (0u32..4, proptest::collection::vec((0u8..6, proptest::collection::vec(any::<u8>(), 0..60)), 0..6)),
+            (0u32..4, proptest::collection::vec((0u8..9, proptest::collection::vec(any::<u8>(), 0..60)), 0..6)),
             1..6,
         )
     ) {
@@ -420,24 +420,19 @@ fn those_who_never_say_who_they_are_make_room_for_others() {
     assert_eq!(world.hub.tables()[2], 256);
 }
 
-/// A datagram's inside with one KCP packet.
-fn kcp(generation: u32, channel: u32, segments: &[(u8, u32, u32, &[u8])]) -> Vec<u8> {
-    let mut packet = Vec::new();
-    for (cmd, sn, una, data) in segments {
-        packet.extend_from_slice(&(generation << 2 | channel).to_le_bytes());
-        packet.extend_from_slice(&[*cmd, 0, 0xff, 0xff]);
-        for word in [0, *sn, *una, data.len() as u32] {
-            packet.extend_from_slice(&word.to_le_bytes());
-        }
-        packet.extend_from_slice(data);
-    }
-    let mut plain = generation.to_be_bytes().to_vec();
-    plain.extend_from_slice(&[0; 4]);
-    plain.push(1);
-    plain.extend_from_slice(&(packet.len() as u16).to_be_bytes());
-    plain.extend_from_slice(&packet);
+/// A datagram's inside with one frame, in the first generation.
+fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let body = parts.concat();
+    let mut plain = vec![0; 8];
+    plain.push(kind);
+    plain.extend_from_slice(&(body.len() as u16).to_be_bytes());
+    plain.extend_from_slice(&body);
     plain
 }
+
+const DATA: u8 = 1;
+const PARITY: u8 = 5;
+const SACK: u8 = 6;
 
 /// Two devices; the first one lies with `lie(n)` two thousand times while the second one works, to whom
 /// nothing may happen.
@@ -482,7 +477,7 @@ fn packets_that_fit_no_window_are_dropped_and_harm_nobody() {
             1 => 1 + n,
             _ => u32::MAX - n,
         };
-        kcp(0, n % 3, &[(81, sn, 0, &data)])
+        frame(DATA, &[&[(n % 3) as u8, 0], &sn.to_be_bytes(), &data])
     });
     assert_eq!(honest.others_closed, []);
     let [half_open, answers, _, _, events] = world.hub.tables();
@@ -492,11 +487,39 @@ fn packets_that_fit_no_window_are_dropped_and_harm_nobody() {
 #[test]
 fn acknowledgements_of_what_never_was_end_the_liars_session_only() {
     for lie in [
-        kcp(0, 1, &[(82, 5_000, 0, &[])]),
-        kcp(0, 1, &[(82, 0, 77, &[])]),
-        kcp(0, 2, &[(85, 0, 0, &[])]),
+        // Conversation, window, first packet that hasn't come, packet of the first bit, bits.
+        frame(SACK, &[&[0, 0, 0, 1, 1, 0], &[0; 4], &[0, 0, 19, 0], &[1]]),
+        frame(SACK, &[&[0, 0, 0, 1, 1, 0], &[0, 0, 0, 77], &[0; 4]]),
+        frame(SACK, &[&[0, 0, 0, 6, 1, 0], &[0; 8]]),
     ] {
         let (_, honest) = lies_beside_an_honest_device(|_| lie.clone());
+        assert_eq!(honest.others_closed[..1], [CloseReason::Violation]);
+    }
+}
+
+#[test]
+fn parity_over_what_never_comes_is_kept_within_bounds() {
+    let bytes = [7; 900];
+    let (world, honest) = lies_beside_an_honest_device(|n| {
+        let first = n.to_be_bytes();
+        frame(
+            PARITY,
+            &[&[0, 0, 0, (n % 3) as u8], &first, &[1, 64, 3], &bytes],
+        )
+    });
+    assert_eq!(honest.others_closed, []);
+    let [half_open, answers, _, _, events] = world.hub.tables();
+    assert!(half_open <= 256 && answers <= 256 && events < 10_000);
+    for insane in [
+        frame(PARITY, &[&[0, 0, 0, 1], &[0; 4], &[0, 1, 0], &bytes]),
+        frame(PARITY, &[&[0, 0, 0, 3], &[0; 4], &[1, 1, 0], &bytes]),
+        // "Gives back" a packet of more fragments than any message has.
+        frame(
+            PARITY,
+            &[&[0, 0, 0, 1], &[0; 4], &[1, 1, 0], &[0, 4, 200], &[9; 8]],
+        ),
+    ] {
+        let (_, honest) = lies_beside_an_honest_device(|_| insane.clone());
         assert_eq!(honest.others_closed[..1], [CloseReason::Violation]);
     }
 }

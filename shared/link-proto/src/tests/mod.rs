@@ -1,8 +1,10 @@
 //! Two real endpoints over a simulated line, by behaviour.
 
 mod delivery;
+mod finding;
 mod goodput;
 mod handshake;
 mod hostile;
+mod latency;
 mod roaming;
 mod traffic;

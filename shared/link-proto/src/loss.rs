@@ -1,0 +1,221 @@
+//! What a sender knows of the line's losses, and what it does about them beforehand.
+//!
+//! Loss and the mean length of bursts come from the receiver's counts: datagrams that are missing, and gaps
+//! in their numbers. From them follow how much parity a group gets and how many copies of a lost packet go
+//! out; [`Beforehand`] keeps all that is sent before a loss is known within its share.
+
+use std::time::Duration;
+
+use crate::frame::Feedback;
+
+/// What may be sent before any loss is known (parity, probes), as a share of the media sent.
+pub const MAX_BEFOREHAND_SHARE: f64 = 0.5;
+
+/// Unused share that may be saved up: a key frame's worth of parity.
+const MAX_SAVED_BYTES: f64 = 48.0 * 1024.0;
+
+/// Losses are remembered over about so many datagrams.
+const MEMORY: f64 = 400.0;
+
+/// So many datagrams are taken to have come when nothing is known: one early loss isn't a bad line.
+const PRIOR: f64 = 40.0;
+
+/// Below this loss resending alone is cheap and quick enough.
+const CLEAN: f64 = 0.003;
+
+/// Between copies of a packet, where losses are single, and how much longer it gets where they aren't.
+const COPY_GAP: Duration = Duration::from_millis(5);
+const MAX_COPY_GAPS: f64 = 4.0;
+
+/// How often a group's parity may turn out too little: more parity costs more than the resends it spares.
+const RESIDUAL: f64 = 0.1;
+
+/// What is remembered, fading.
+pub(crate) struct LossMeter {
+    sent: f64,
+    lost: f64,
+    gaps: f64,
+    latest: Option<Feedback>,
+}
+
+impl LossMeter {
+    pub(crate) fn new() -> Self {
+        Self {
+            sent: PRIOR,
+            lost: 0.0,
+            gaps: 0.0,
+            latest: None,
+        }
+    }
+
+    pub(crate) fn on_feedback(&mut self, feedback: &Feedback) {
+        let Some(before) = self.latest.replace(*feedback) else {
+            return;
+        };
+        if feedback.highest < before.highest || feedback.datagrams < before.datagrams {
+            self.latest = Some(before);
+            return;
+        }
+        let sent = (feedback.highest - before.highest) as f64;
+        let came = (feedback.datagrams - before.datagrams) as f64;
+        // Each datagram that came late had made a gap before, or part of one.
+        let late = f64::from(feedback.reordered.wrapping_sub(before.reordered));
+        let gaps = f64::from(feedback.gaps.wrapping_sub(before.gaps)) - late;
+        let fade = (-sent / MEMORY).exp();
+        self.sent = self.sent * fade + sent;
+        self.lost = (self.lost * fade + sent - came).max(0.0);
+        self.gaps = (self.gaps * fade + gaps).max(0.0);
+    }
+
+    /// Share of datagrams that don't come, 0 to 1.
+    pub(crate) fn loss(&self) -> f64 {
+        (self.lost / self.sent.max(PRIOR)).clamp(0.0, 1.0)
+    }
+
+    /// Datagrams lost in a row, on average; 1 where they are lost singly.
+    pub(crate) fn burst(&self) -> f64 {
+        if self.gaps < 1.0 {
+            return 1.0;
+        }
+        (self.lost / self.gaps).max(1.0)
+    }
+
+    pub(crate) fn is_clean(&self) -> bool {
+        self.loss() < CLEAN
+    }
+
+    /// Parities for a group of so many packets.
+    pub(crate) fn parities(&self, packets: usize) -> usize {
+        if self.is_clean() || packets == 0 {
+            return 0;
+        }
+        // A burst takes more than parity in proportion gives back; resending repairs it for less. What is
+        // left for parity are the losses that come singly.
+        let loss = self.loss() / burst_discount(self.burst());
+        (1..=crate::erasure::MAX_PARITIES)
+            .find(|parities| too_few(packets, *parities, loss) <= RESIDUAL)
+            .unwrap_or(crate::erasure::MAX_PARITIES)
+    }
+
+    /// How far apart copies of a packet are: a burst takes neighbours.
+    pub(crate) fn copy_gap(&self) -> Duration {
+        COPY_GAP.mul_f64(self.burst().clamp(1.0, MAX_COPY_GAPS))
+    }
+
+    /// How often a lost packet is sent at once: each further loss costs a round trip.
+    pub(crate) fn copies(&self) -> u32 {
+        match self.loss() {
+            loss if loss < 0.02 => 1,
+            loss if loss < 0.25 => 2,
+            _ => 3,
+        }
+    }
+}
+
+fn burst_discount(burst: f64) -> f64 {
+    // Random loss of 20 % makes bursts of 1.25.
+    (burst / 1.5).max(1.0)
+}
+
+/// Chance that more than `parities` of a group with them are lost.
+fn too_few(packets: usize, parities: usize, loss: f64) -> f64 {
+    let total = (packets + parities) as f64;
+    let odds = loss / (1.0 - loss).max(1e-9);
+    let mut chance = (1.0 - loss).powf(total);
+    let mut sum = chance;
+    for lost in 1..=parities {
+        chance *= odds * (total - lost as f64 + 1.0) / lost as f64;
+        sum += chance;
+    }
+    1.0 - sum
+}
+
+/// Bytes that may yet be sent before any loss is known.
+pub(crate) struct Beforehand {
+    share: f64,
+    saved: f64,
+}
+
+impl Beforehand {
+    pub(crate) fn new(share: f64) -> Self {
+        Self { share, saved: 0.0 }
+    }
+
+    /// Media was sent for the first time.
+    pub(crate) fn earn(&mut self, bytes: usize) {
+        self.saved = (self.saved + self.share * bytes as f64).min(MAX_SAVED_BYTES);
+    }
+
+    /// What can't wait for a share of its own.
+    pub(crate) fn spend(&mut self, bytes: usize) {
+        self.saved = (self.saved - bytes as f64).max(-MAX_SAVED_BYTES);
+    }
+
+    /// How many of such a size are paid for, up to `most`; they are spent.
+    pub(crate) fn take(&mut self, most: usize, bytes: usize) -> usize {
+        let affordable = (self.saved / bytes.max(1) as f64).max(0.0) as usize;
+        let taken = most.min(affordable);
+        self.saved -= (taken * bytes) as f64;
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(sent: u64, lost: u64, gaps: u32) -> LossMeter {
+        let mut meter = LossMeter::new();
+        meter.on_feedback(&Feedback::default());
+        meter.on_feedback(&Feedback {
+            highest: sent,
+            datagrams: sent - lost,
+            gaps,
+            ..Feedback::default()
+        });
+        meter
+    }
+
+    #[test]
+    fn parity_follows_loss_and_leaves_bursts_to_resends() {
+        assert_eq!(meter(1000, 0, 0).parities(16), 0);
+        assert_eq!(meter(1000, 2, 2).parities(16), 0);
+        assert_eq!(meter(10_000, 100, 100).parities(16), 1);
+        assert_eq!(meter(10_000, 500, 480).parities(16), 2);
+        assert_eq!(meter(10_000, 1000, 900).parities(16), 4);
+        assert_eq!(meter(10_000, 2000, 1600).parities(16), 7);
+        let bursts = meter(10_000, 1000, 125);
+        assert!((bursts.burst() - 8.0).abs() < 0.5, "{}", bursts.burst());
+        assert_eq!(bursts.parities(16), 1);
+        assert!(
+            meter(10_000, 1000, 900).parities(64) < 12,
+            "large groups need less"
+        );
+    }
+
+    #[test]
+    fn one_early_loss_is_no_bad_line_and_reordering_is_none() {
+        assert!(meter(10, 1, 1).loss() < 0.03);
+        let mut meter = meter(1000, 0, 0);
+        meter.on_feedback(&Feedback {
+            highest: 2000,
+            datagrams: 2000,
+            gaps: 300,
+            reordered: 300,
+            ..Feedback::default()
+        });
+        assert!(meter.is_clean());
+        assert_eq!(meter.burst(), 1.0);
+    }
+
+    #[test]
+    fn no_more_goes_out_beforehand_than_its_share() {
+        let mut beforehand = Beforehand::new(0.5);
+        assert_eq!(beforehand.take(3, 1000), 0);
+        beforehand.earn(5000);
+        assert_eq!(beforehand.take(9, 1000), 2);
+        assert_eq!(beforehand.take(9, 1000), 0);
+        beforehand.earn(100_000_000);
+        assert_eq!(beforehand.take(1000, 1024), 48);
+    }
+}

@@ -1,0 +1,109 @@
+//! When acknowledgements are due, and what is done about packets that are not acknowledged.
+
+use std::time::{Duration, Instant};
+
+use super::Session;
+use crate::{api::Channel, datagram::MAX_DATAGRAM_BYTES, lane::Lane, parity::GROUP_TIME};
+
+/// Acknowledgements wait for each other so long: they tell the state, so few say as much as many.
+const ACK_GAP: Duration = Duration::from_millis(2);
+
+/// Lateness that is waited for at least, where datagrams overtake each other.
+const MIN_LATENESS: Duration = Duration::from_millis(5);
+
+/// Before the round trip is known a tail is probed for after so long.
+const UNKNOWN_RTT: Duration = Duration::from_millis(400);
+
+/// Tail probes that nothing answers come at twice the distance after the first. No farther: a burst takes
+/// several of them, and after [`super::SILENCE`] they end.
+const MAX_PROBE_DOUBLINGS: u32 = 1;
+
+/// A group is let grow to this many packets where the line is slow, within [`MAX_GROUP_TIME`].
+const SLOW_GROUP_PACKETS: f64 = 8.0;
+const MAX_GROUP_TIME: Duration = Duration::from_millis(100);
+
+impl Session {
+    pub(super) fn owe_ack(&mut self, now: Instant) {
+        if self.ack_due.is_none() {
+            let after_last = self.last_ack.map_or(now, |last| last + ACK_GAP);
+            self.ack_due = Some(after_last.max(now));
+        }
+    }
+
+    /// The peer has seen this datagram, and acknowledged what it has of those before.
+    pub(super) fn on_seen(&mut self, now: Instant, counter: u64) {
+        if counter >= self.next_counter || counter < self.seen {
+            return; // nonsense, or overtaken
+        }
+        self.seen = counter;
+        self.probes = 0;
+        self.heard = Some(now);
+        self.detect_losses(now);
+    }
+
+    /// A timer of those below may have run out.
+    pub(super) fn look_for_losses(&mut self, now: Instant) {
+        if self.detect_at.is_some_and(|at| now >= at) {
+            self.detect_losses(now);
+        }
+        if self.tail_probe_at().is_some_and(|at| now >= at) {
+            self.probes = (self.probes + 1).min(MAX_PROBE_DOUBLINGS);
+            self.heard = Some(now);
+            for lane in &mut self.lanes {
+                let packets = lane.conversation.flight.probe();
+                self.beforehand.spend(packets * MAX_DATAGRAM_BYTES);
+            }
+        }
+    }
+
+    /// A probe goes out a quarter of a round trip after the last datagram should have been answered
+    /// (RFC 8985, section 7.2).
+    pub(super) fn tail_probe_at(&self) -> Option<Instant> {
+        let (mut waiting, mut unsent) = (0, 0);
+        for lane in &self.lanes {
+            waiting += lane.waiting();
+            unsent += lane.ready_packets();
+        }
+        if waiting > 0 || (unsent > 0 && self.window_room() > 0) {
+            return None; // more will follow
+        }
+        let tails = self.lanes.iter();
+        let last = tails
+            .filter_map(|lane| lane.conversation.flight.tail_since())
+            .max()?;
+        let rtt = self.rate.rtt().unwrap_or(UNKNOWN_RTT);
+        let wait = (rtt.mul_f64(1.25) + 2 * ACK_GAP) * (1 << self.probes);
+        Some(self.heard.map_or(last, |heard| heard.max(last)) + wait)
+    }
+
+    pub(super) fn group_time(&self) -> Duration {
+        let slow = SLOW_GROUP_PACKETS * MAX_DATAGRAM_BYTES as f64 / self.paced_rate();
+        GROUP_TIME.max(Duration::from_secs_f64(slow).min(MAX_GROUP_TIME))
+    }
+
+    fn detect_losses(&mut self, now: Instant) {
+        let rtt = self.rate.rtt().unwrap_or(UNKNOWN_RTT);
+        let patience = match self.reordering_until {
+            Some(until) if now < until => rtt + (rtt / 4).max(MIN_LATENESS),
+            _ => Duration::ZERO,
+        };
+        // On a short line the answer to one copy is there before the next would leave.
+        let gap = self.losses.copy_gap();
+        let copies = if rtt > 4 * gap {
+            self.losses.copies()
+        } else {
+            1
+        };
+        self.detect_at = None;
+        for (lane, channel) in self.lanes.iter_mut().zip(Channel::ALL) {
+            let Lane { conversation, .. } = lane;
+            let copies = if channel == Channel::Bulk { 1 } else { copies };
+            let (again, _) = conversation
+                .flight
+                .detect(now, self.seen, patience, copies, gap);
+            if let Some(again) = again {
+                self.detect_at = Some(self.detect_at.map_or(again, |at| at.min(again)));
+            }
+        }
+    }
+}
