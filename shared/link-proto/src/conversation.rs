@@ -542,6 +542,20 @@ mod tests {
     }
 
     #[test]
+    fn kcp_is_made_when_first_used_and_knows_what_was_set_before() {
+        let (mut a, mut b, now) = pair();
+        b.set_receive_window(300);
+        b.flush(now, 4);
+        assert_eq!(b.window_room(), usize::from(UNTOLD_WINDOW));
+        assert!(a.kcp.is_none() && b.kcp.is_none());
+        a.send(&[1; 10]);
+        a.flush(now, 1);
+        assert_eq!(carry(&mut a, &mut b, now, |_| true), [vec![1; 10]]);
+        assert_eq!(b.kcp.as_ref().unwrap().rcv_wnd(), 300);
+        assert_eq!(a.peer_window(), 300, "as the answer says");
+    }
+
+    #[test]
     fn what_is_lost_is_sent_again_and_kcp_itself_sends_nothing_twice() {
         let (mut a, mut b, mut now) = pair();
         a.send(&[7; 3 * KCP_MSS]);
