@@ -369,12 +369,13 @@ impl Store {
         Ok(all.split_off(all.len().saturating_sub(limit)))
     }
 
-    /// Edge: whether a source that can't wait records the stream, or was the last to.
+    /// Whether a source that can't wait records the stream, or was the last to since the store was opened: an
+    /// edge's records through memory; whoever writes segments itself does so as they come.
     pub fn is_live_source(&self, stream: &StreamName) -> bool {
         let newest = self.in_tier(stream, |held| {
             held.runs.last_key_value().map(|(_, (_, waits))| !waits)
         });
-        newest.flatten().unwrap_or(false)
+        newest.flatten().unwrap_or_else(|| self.is_written(stream))
     }
 
     /// Hub: what begins with this number is live now: the live list waits for nothing before it any more. What
