@@ -496,7 +496,8 @@ fn tell(stretch: &[Found], from: Option<Before>, next: Option<&Found>) -> Vec<Ad
             let info = SegmentInfo {
                 number: one.number,
                 run: run.run,
-                wall_start: wall,
+                // A clock that was never set may have written it.
+                wall_start: wall.in_calendar(),
                 media_start: media,
                 duration: probe.duration,
                 bytes: one.bytes,

@@ -294,6 +294,20 @@ fn without_a_ledger_the_media_tell() {
 }
 
 #[test]
+fn a_file_of_a_clock_that_was_never_set_gets_a_time_that_a_peer_takes() {
+    let mut site = Site::edge();
+    told_by_media(&site, 1);
+    drop(site.store.take());
+    fs::remove_file(site.path().join("catalog.db")).unwrap();
+    let file = File::options()
+        .append(true)
+        .open(folder(&site).join("1.ts"));
+    file.unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(site.restart().adopted, 1);
+    assert_eq!(all(site.store())[0].wall_start, WallTime(0));
+}
+
+#[test]
 fn a_restored_older_catalog_takes_in_what_came_since() {
     let mut site = Site::hub();
     for number in 1..=5 {
