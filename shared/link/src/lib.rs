@@ -34,7 +34,9 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The network's or the operator's fault: a wrong key is met with silence.
-    #[error("no answer from {address}: {reach}")]
+    #[error(
+        "no answer from {address}: unreachable, UDP blocked, or its key is not the one enrolled ({reach})"
+    )]
     NoAnswer { address: String, reach: Reach },
     /// The hub's word; its operator can change it.
     #[error("the hub refused: {reason}")]

@@ -32,7 +32,7 @@ pub enum Reach {
 impl fmt::Display for Reach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoName(why) => write!(f, "its name does not resolve ({why})"),
+            Self::NoName(why) => write!(f, "its name does not resolve: {why}"),
             Self::Tcp { at, opens } => {
                 let how = if *opens {
                     "answers"
@@ -41,12 +41,12 @@ impl fmt::Display for Reach {
                 };
                 write!(
                     f,
-                    "nothing comes back on UDP, though its name resolves and its host {how} on TCP ({at}): UDP is blocked on the way, no hub listens on that port, or its key is not the one enrolled"
+                    "its name resolves and its host {how} on TCP at {at}: so it is UDP that is blocked on the way, or no hub with this key listens on that port"
                 )
             }
             Self::Nothing { host } => write!(
                 f,
-                "its name resolves, but {host} answers neither on UDP nor on TCP: unreachable, UDP blocked, or its key is not the one enrolled"
+                "its name resolves, but {host} does not answer on TCP either"
             ),
         }
     }
@@ -101,7 +101,7 @@ mod tests {
             assert_eq!(open, Reach::Tcp { at, opens: true });
             let text = open.to_string();
             assert!(
-                text.contains("UDP is blocked") && text.contains(&at.to_string()),
+                text.contains("it is UDP that is blocked") && text.contains(&at.to_string()),
                 "{text}"
             );
             drop(listener);
