@@ -20,6 +20,8 @@ const MAX_PER_SECOND: u32 = 1_000_000;
 const TICK: Duration = Duration::from_millis(1);
 
 const FIRST_MESSAGE_BYTES: usize = 1_200;
+/// How one begins: its type, the protocol's version (whatever has another is malformed), cipher, reserved.
+const FIRST_MESSAGE: [u8; 4] = [1, 2, 0, 0];
 
 /// What to send where.
 pub struct Flood {
@@ -155,7 +157,7 @@ impl<'a> Maker<'a> {
             }
             3 => {
                 self.fill(FIRST_MESSAGE_BYTES);
-                self.buffer[..4].copy_from_slice(&[1, 1, 0, 0]);
+                self.buffer[..4].copy_from_slice(&FIRST_MESSAGE);
                 &self.buffer
             }
             4 => &self.forged[turn as usize % self.forged.len()],
@@ -171,7 +173,7 @@ impl<'a> Maker<'a> {
     fn forge(&mut self) -> Vec<u8> {
         self.fill(FIRST_MESSAGE_BYTES);
         let mut bytes = std::mem::take(&mut self.buffer);
-        bytes[..4].copy_from_slice(&[1, 1, 0, 0]);
+        bytes[..4].copy_from_slice(&FIRST_MESSAGE);
         let mut hasher = blake3::Hasher::new_keyed(&self.mac_key);
         hasher.update(&bytes[..8]).update(&bytes[40..]);
         bytes[8..24].copy_from_slice(&hasher.finalize().as_bytes()[..16]);
