@@ -22,7 +22,7 @@ pub enum StoreError {
     #[error("{0}")]
     Failing(String),
     /// The catalog's disk, or a damaged catalog (then [`StoreError::is_damage`]).
-    #[error("catalog {path}: {source}{}", damage_hint(source))]
+    #[error("catalog {path}: {source}{}", hint(source))]
     Catalog {
         path: PathBuf,
         source: rusqlite::Error,
@@ -76,9 +76,17 @@ impl StoreError {
     }
 }
 
-fn damage_hint(source: &rusqlite::Error) -> &'static str {
+/// SQLite had no room for the index of its journal, and calls it an I/O error.
+pub(crate) fn needs_room(source: &rusqlite::Error) -> bool {
+    let code = source.sqlite_error().map(|error| error.extended_code);
+    code == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
+}
+
+fn hint(source: &rusqlite::Error) -> &'static str {
     if damage::is_damage(source) {
         " (start the daemon again: it sets the damaged file aside and rebuilds it from the segments)"
+    } else if needs_room(source) {
+        " (its -shm file can't grow: is the disk full?)"
     } else {
         ""
     }

@@ -14,7 +14,7 @@ use rusqlite::ErrorCode;
 
 use crate::{
     Store,
-    error::{Result, StoreError},
+    error::{Result, StoreError, needs_room},
     files,
     store::wall_now,
 };
@@ -162,6 +162,7 @@ impl StoreError {
             Self::Vanished { .. } | Self::Failing(_) => Some(TroubleKind::Broken),
             Self::Catalog { source, .. } => match source.sqlite_error_code()? {
                 ErrorCode::DiskFull => Some(TroubleKind::Full),
+                _ if needs_room(source) => Some(TroubleKind::Full),
                 ErrorCode::SystemIoFailure
                 | ErrorCode::ReadOnly
                 | ErrorCode::CannotOpen
