@@ -13,7 +13,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use system_tests::{Edge, Flood, Hub, Line, fixture, get, get_with, hub_key, playlist, wait_for};
+use system_tests::{
+    Edge, Flood, Hub, Line, camera, fixture, get, get_with, hub_key, playlist, wait_for,
+};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -33,16 +35,17 @@ fn a_flood_beside_a_live_push_costs_it_nothing() -> Result<()> {
     let line = Line::to(hub.link_address())?;
     let edge = Edge::enrol_over(&dir.path().join("edge"), &hub, "pole-7", line.address())?;
     let key = hub_key(&hub.enrolment("unused", hub.link_address())?)?;
-    let clip = fixture("footage.mp4");
-    let args = ["--stream", "gate", "--realtime", "--start", "now"];
-    let args = [&args[..], &[clip.to_str().context("path")?]].concat();
+    let args = ["--stream", "gate", "-"];
     // Once beforehand, so that the memory of ordinary work is known.
-    let push = edge.push(&args, Stdio::null())?;
+    let (mut ffmpeg, video) = camera(&fixture("live.ts"), 4)?;
+    let push = edge.push(&args, video)?;
+    ffmpeg.wait()?;
     ensure!(push.wait(LIMIT)?.success());
     let ordinary = hub.resident_bytes()?;
 
     let before = line.forwarded();
-    let push = edge.push(&args, Stdio::null())?;
+    let (mut ffmpeg, video) = camera(&fixture("live.ts"), 10)?;
+    let push = edge.push(&args, video)?;
     wait_for("a session to look into", LIMIT, || {
         (line.forwarded() > before + 50).then_some(())
     })?;
@@ -60,6 +63,7 @@ fn a_flood_beside_a_live_push_costs_it_nothing() -> Result<()> {
         thread::sleep(Duration::from_millis(100));
     }
     let sent = flood.join().ok().context("the flood")??;
+    ffmpeg.wait()?;
     ensure!(push.wait(LIMIT)?.success());
 
     for (number, hash) in edge.segments("gate")? {
