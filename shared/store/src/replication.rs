@@ -375,7 +375,8 @@ impl Store {
         let newest = self.in_tier(stream, |held| {
             held.runs.last_key_value().map(|(_, (_, waits))| !waits)
         });
-        newest.flatten().unwrap_or_else(|| self.is_written(stream))
+        let is_open = || self.look_at(stream, |memory| !memory.open.is_empty());
+        newest.flatten().or_else(is_open).unwrap_or(false)
     }
 
     /// Hub: what begins with this number is live now: the live list waits for nothing before it any more. What

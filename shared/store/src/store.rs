@@ -262,7 +262,11 @@ impl Store {
     }
 
     /// Looks at what is known of a stream; asking for one that isn't there leaves nothing behind (invariant 5).
-    fn look_at<T>(&self, stream: &StreamName, look: impl FnOnce(&Memory) -> T) -> Option<T> {
+    pub(crate) fn look_at<T>(
+        &self,
+        stream: &StreamName,
+        look: impl FnOnce(&Memory) -> T,
+    ) -> Option<T> {
         let memory = {
             let streams = self.inner.streams.lock();
             let streams = streams.unwrap_or_else(PoisonError::into_inner);
