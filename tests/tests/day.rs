@@ -30,7 +30,7 @@ const STREAM: &str = "cam";
 const CALM: std::ops::Range<u64> = 2_000..9_000;
 
 /// Of one program: its buffers, and an edge's memory that stands in for its disk.
-const MOST_MEMORY: u64 = 200_000_000;
+const MOST_MEMORY: u64 = 125_000_000;
 
 /// From here on memory must be flat.
 const LONG_MINUTES: u32 = 240;
