@@ -300,7 +300,8 @@ impl Store {
     }
 
     /// Ticks whenever something changed: a segment opened, a part finished, closed, stored, ended, a device
-    /// changed. A level, not a queue: look at what is there, then wait for the next tick.
+    /// changed. A level, not a queue: look at what is there, then wait for the next tick. Ask the store nothing
+    /// while the number is borrowed (as in `wait_for`): the next tick waits for that.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }

@@ -59,7 +59,13 @@ pub(crate) async fn until<T>(
 /// Waits for a condition on a store.
 pub(crate) async fn until_stored(store: &Store, what: &str, mut met: impl FnMut(&Store) -> bool) {
     let mut changes = store.changes();
-    until(&mut changes, what, |_| met(store)).await;
+    let watched = async {
+        while !met(store) {
+            changes.changed().await.unwrap();
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, watched).await;
+    assert!(in_time.is_ok(), "{what}: not within {PATIENCE:?}");
 }
 
 pub(crate) struct Hub {

@@ -286,7 +286,7 @@ impl Store {
         work: impl FnOnce(&Connection, &StreamRow) -> std::result::Result<T, Fault>,
     ) -> Result<T> {
         let order = self.with_memory(stream, |memory| memory.order.clone());
-        let _in_order = order.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_order = order.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Times {
             wall: wall_now(),
             steady: self.steady_now(),
@@ -299,6 +299,8 @@ impl Store {
             Ok((done, live::advance(c, &row, self.inner.window(), &now)?))
         })?;
         self.publish_live(stream, &advanced);
+        drop(in_order);
+        self.tick();
         Ok(done)
     }
 
@@ -319,7 +321,6 @@ impl Store {
         for info in &advanced.listed {
             tracing::debug!(%stream, number = info.number.0, "segment listed");
         }
-        self.tick();
     }
 
     /// Forgets the rendered list: its rows were changed otherwise.
