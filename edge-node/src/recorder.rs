@@ -14,7 +14,7 @@ use model::{
     BootTime, MAX_SEGMENT_BYTES, MediaDuration, MediaTime, RunInfo, SegmentNumber, StreamName,
     WallTime,
 };
-use store::{EdgeWriter, OpenSegment, Progress, Store, StoreError};
+use store::{EdgeWriter, OpenSegment, Progress, SourceKind, Store, StoreError};
 
 use crate::{
     clock::Clock,
@@ -92,8 +92,7 @@ pub(crate) struct Recorder {
     last_number: Option<SegmentNumber>,
     closed: u64,
     closed_bytes: u64,
-    /// The source loses nothing by waiting for the disk; any other goes on from memory.
-    waits: bool,
+    source: SourceKind,
 }
 
 /// Between segments and within one.
@@ -167,7 +166,7 @@ impl Recorder {
             last_number: None,
             closed: 0,
             closed_bytes: 0,
-            waits: false,
+            source: SourceKind::Live,
         })
     }
 
@@ -193,15 +192,20 @@ impl Recorder {
         }
     }
 
-    /// Whether what comes next is from a source that can wait, which is held back where others are evicted.
-    pub(crate) fn set_waits(&mut self, waits: bool) {
-        self.waits = waits;
+    /// What comes next is from such a source.
+    pub(crate) fn set_source(&mut self, source: SourceKind) {
+        self.source = source;
+    }
+
+    /// It loses nothing by waiting for the disk; any other goes on from memory.
+    pub(crate) fn can_wait(&self) -> bool {
+        self.source.can_wait()
     }
 
     /// Waits until the disk has taken what a source that can wait has cut, or for so long. False: it has
     /// not. An error: waiting does not help.
     pub(crate) fn wait_for_disk(&self, limit: Duration) -> Result<bool> {
-        Ok(!self.waits || self.store.wait_for_disk(&self.stream, limit)?)
+        Ok(!self.can_wait() || self.store.wait_for_disk(&self.stream, limit)?)
     }
 
     /// Little room is left, and a source that can wait must.
@@ -236,7 +240,7 @@ impl Recorder {
             "cut"
         );
         let written = self.store.wait_for_all(&self.stream, MAX_LAST_WRITE);
-        if self.waits && !written? {
+        if self.can_wait() && !written? {
             return Err(RecordError::Unwritten);
         }
         if let Err(error) = self.numbers.give_back(&self.stream) {
@@ -256,7 +260,7 @@ impl Recorder {
             writer.close_early(duration);
         }
         let written = self.store.wait_for_all(&self.stream, MAX_LAST_WRITE);
-        if self.waits && !written? {
+        if self.can_wait() && !written? {
             return Err(RecordError::Unwritten);
         }
         self.numbers.give_back(&self.stream)?;
@@ -458,7 +462,7 @@ impl Recorder {
             .register_stream(&self.stream, None)
             .and_then(|()| self.store.mark_recorded(&self.stream));
         match noted {
-            Err(error) if !self.waits && error.disk_fault().is_some() => Ok(()),
+            Err(error) if !self.can_wait() && error.disk_fault().is_some() => Ok(()),
             noted => Ok(noted?),
         }
     }
@@ -486,7 +490,7 @@ impl Recorder {
         let boot = run.boot_start.map(|began| began.plus(elapsed));
         let writer = self
             .store
-            .record(&self.stream, &run.info, open, boot, self.waits);
+            .record(&self.stream, &run.info, open, boot, self.source);
         State::Open(
             run,
             Box::new(Segment {

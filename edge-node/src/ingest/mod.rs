@@ -33,6 +33,7 @@ use std::{
 
 use media::access_unit::SourceEvent;
 use model::{MediaDuration, MediaTime, SegmentNumber};
+use store::SourceKind;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use gate::{Gate, Standing};
@@ -177,8 +178,6 @@ struct Feed<'a> {
     input: &'a Arc<Input>,
     stop: &'a CancellationToken,
     max_rate: u64,
-    /// The source now being read loses nothing by waiting.
-    can_wait: bool,
     /// Access units of this source so far.
     units: u64,
     pace: Pace,
@@ -234,7 +233,6 @@ impl<'a> Feed<'a> {
             input,
             stop,
             max_rate: DEFAULT_MAX_RATE,
-            can_wait: true,
             units: 0,
             pace: Pace::default(),
             cut: 0,
@@ -250,15 +248,19 @@ impl Feed<'_> {
         tracing::debug!(%source, "reading");
         let result = match source {
             SourceName::Stdin => {
-                self.set_can_wait(false);
+                self.set_source(SourceKind::Live);
                 stdin::read(source, self)
             }
             SourceName::Udp(address) => {
-                self.set_can_wait(false);
+                self.set_source(SourceKind::Live);
                 udp::read(source, address, self.max_rate, self)
             }
             SourceName::File(path) => {
-                self.set_can_wait(true);
+                let kind = match self.pacer {
+                    Some(_) => SourceKind::Paced,
+                    None => SourceKind::AtRest,
+                };
+                self.set_source(kind);
                 self.input.set(InputState::Recording);
                 file::read(source, path, self)
             }
@@ -275,9 +277,8 @@ impl Feed<'_> {
         Ok(())
     }
 
-    fn set_can_wait(&mut self, can_wait: bool) {
-        self.can_wait = can_wait;
-        self.recorder.set_waits(can_wait);
+    fn set_source(&mut self, source: SourceKind) {
+        self.recorder.set_source(source);
         self.pace = Pace::default();
     }
 
@@ -285,7 +286,7 @@ impl Feed<'_> {
     fn hold_back(&mut self) -> Result<(), Halt> {
         let closed = self.recorder.closed();
         let cut = std::mem::replace(&mut self.cut, closed) != closed;
-        let waits = self.can_wait || self.pace.runs_ahead();
+        let waits = self.recorder.can_wait() || self.pace.runs_ahead();
         if cut && waits {
             // Asked with each segment: the timer's look is too late for a source this fast.
             let full = self.recorder.should_hold_back().map_err(Halt::Record)?;
@@ -293,7 +294,7 @@ impl Feed<'_> {
                 self.gate.close();
             }
         }
-        while self.can_wait
+        while self.recorder.can_wait()
             && !self
                 .recorder
                 .wait_for_disk(MAX_SLEEP)

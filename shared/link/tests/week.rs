@@ -14,7 +14,7 @@ use link::uplink::UplinkConfig;
 use model::{
     HoleReason, MediaDuration, MediaTime, RangeSet, RunInfo, SegmentNumber, StreamName, WallTime,
 };
-use store::{OpenSegment, RetentionLimits, Store};
+use store::{OpenSegment, RetentionLimits, SourceKind, Store};
 
 /// Two-second segments of a week.
 const WEEK: u64 = 302_400;
@@ -36,7 +36,7 @@ fn record(store: &Store, stream: &StreamName, run: &RunInfo, numbers: std::ops::
         };
         let two_seconds = MediaDuration(180_000);
         let bytes: Vec<u8> = (0..SEGMENT_BYTES).map(|i| (i * 7 + number) as u8).collect();
-        let mut writer = store.record(stream, run, open, None, false);
+        let mut writer = store.record(stream, run, open, None, SourceKind::Live);
         writer.append_part(Bytes::from(bytes), two_seconds, true);
         writer.close(two_seconds).unwrap();
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use model::{BootTime, MediaDuration, RunInfo, SegmentInfo, SegmentNumber, StreamName};
 
 use crate::{
-    OpenSegment, Store,
+    OpenSegment, SourceKind, Store,
     error::{Result, StoreError},
     tier::InMemory,
     trouble::TroubleKind,
@@ -32,20 +32,19 @@ pub struct EdgeWriter {
 
 impl Store {
     /// Edge: begins a segment of a run. `boot`: where a live source's segment begins on the clock of this boot;
-    /// where that clock was corrected ([`Store::correct_boot`]) its wall time follows from it. `waits`: its source loses nothing by waiting (a file), so it is held
-    /// back where others are evicted. The number must come from a durable reservation (invariant 2).
+    /// where that clock was corrected ([`Store::correct_boot`]) its wall time follows from it. The number must come from a durable reservation (invariant 2).
     pub fn record(
         &self,
         stream: &StreamName,
         run: &RunInfo,
         open: OpenSegment,
         boot: Option<BootTime>,
-        waits: bool,
+        source: SourceKind,
     ) -> EdgeWriter {
         self.inner().tier.give(|state| {
             let held = state.streams.entry(stream.clone()).or_default();
-            held.runs.insert(run.run, (run.clone(), waits));
-            state.open(stream, open, boot, waits);
+            held.runs.insert(run.run, (run.clone(), source));
+            state.open(stream, open, boot, source.can_wait());
         });
         self.note_write(stream);
         self.tick();

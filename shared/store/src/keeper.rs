@@ -21,7 +21,7 @@ use model::{BootTime, HoleReason, RunInfo, SegmentInfo, SegmentNumber, StreamNam
 use rusqlite::Connection;
 
 use crate::{
-    OpenSegment, Store,
+    OpenSegment, SourceKind, Store,
     catalog::{
         Fault, at_hub, boots, holes, renumber,
         segments::{self, State},
@@ -101,7 +101,7 @@ struct Writing {
 /// What to do next; taken from memory under its lock.
 struct Job {
     stream: StreamName,
-    runs: Vec<(RunInfo, bool)>,
+    runs: Vec<(RunInfo, SourceKind)>,
     dropped: Vec<(std::ops::RangeInclusive<SegmentNumber>, HoleReason)>,
     marks: Vec<SegmentNumber>,
     segment: Option<Piece>,
@@ -200,7 +200,7 @@ impl Desk {
         let mut first = None;
         while let Some(job) = self.next_job(marks_due, &stuck) {
             let stream = job.stream.clone();
-            let live = job.runs.iter().any(|(_, waits)| !waits);
+            let live = job.runs.iter().any(|(_, source)| !source.can_wait());
             let Err(error) = self.carry_out(job) else {
                 // It has taken something: it may be asked for room again.
                 made_room.remove(&stream);
@@ -431,8 +431,8 @@ impl Desk {
             }
         });
         self.store.change_live(stream, |c, row| {
-            for (run, waits) in &job.runs {
-                streams::put_run_of(c, row.id, run, *waits)?;
+            for (run, source) in &job.runs {
+                streams::put_run_of(c, row.id, run, source.can_wait())?;
             }
             for (range, reason) in &job.dropped {
                 for row in segments::list_open(c, row.id, range)? {

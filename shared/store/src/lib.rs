@@ -117,6 +117,29 @@ pub struct RecoveryReport {
     pub missing_files: u64,
 }
 
+/// How a source is recorded and shipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A camera: what is not taken of it now is lost.
+    Live,
+    /// A file that is played at its own pace: shipped like a camera's video, held back like a file.
+    Paced,
+    /// A file or folder: it loses nothing by waiting, and is shipped as backfill.
+    AtRest,
+}
+
+impl SourceKind {
+    /// It is held back where others are evicted.
+    pub fn can_wait(self) -> bool {
+        self != Self::Live
+    }
+
+    /// What it gives goes out as it is cut.
+    pub fn is_live(self) -> bool {
+        self != Self::AtRest
+    }
+}
+
 /// What opens a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenSegment {

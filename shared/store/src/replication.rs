@@ -369,11 +369,13 @@ impl Store {
         Ok(all.split_off(all.len().saturating_sub(limit)))
     }
 
-    /// Whether a source that can't wait records the stream, or was the last to since the store was opened: an
-    /// edge's records through memory; whoever writes segments itself does so as they come.
+    /// Whether what is recorded of the stream is live, or was when it last was since the store was opened: an
+    /// edge's sources record through memory; whoever writes segments itself does so as they come.
     pub fn is_live_source(&self, stream: &StreamName) -> bool {
         let newest = self.in_tier(stream, |held| {
-            held.runs.last_key_value().map(|(_, (_, waits))| !waits)
+            held.runs
+                .last_key_value()
+                .map(|(_, (_, source))| source.is_live())
         });
         let is_open = || self.look_at(stream, |memory| !memory.open.is_empty());
         newest.flatten().or_else(is_open).unwrap_or(false)

@@ -18,7 +18,7 @@ use model::{
     SegmentNumber, StreamName, WallTime,
 };
 
-use crate::{OpenSegment, OpenView};
+use crate::{OpenSegment, OpenView, SourceKind};
 
 /// Memory that an edge's segments may take while its disk does not: four minutes of 2 Mbit/s.
 pub const DEFAULT_MEMORY_BYTES: u64 = 64 << 20;
@@ -52,8 +52,8 @@ pub(crate) struct TierState {
 #[derive(Debug, Default)]
 pub(crate) struct TierStream {
     pub(crate) segments: BTreeMap<SegmentNumber, Held>,
-    /// Runs of segments held; true: its source can wait.
-    pub(crate) runs: BTreeMap<SegmentNumber, (RunInfo, bool)>,
+    /// Runs of segments held.
+    pub(crate) runs: BTreeMap<SegmentNumber, (RunInfo, SourceKind)>,
     /// Numbers dropped that the catalog has not heard of, ascending.
     pub(crate) dropped: Vec<(RangeInclusive<SegmentNumber>, HoleReason)>,
     /// The end that the stream was told, while the catalog has not heard of it.
@@ -390,12 +390,12 @@ impl TierState {
             return;
         };
         let run = state.runs.get(&held.open.run).cloned();
-        if let Some((run, waits)) = run.filter(|_| held.open.run != open.run) {
+        if let Some((run, source)) = run.filter(|_| held.open.run != open.run) {
             let run = RunInfo {
                 run: open.run,
                 ..run
             };
-            state.runs.insert(open.run, (run, waits));
+            state.runs.insert(open.run, (run, source));
         }
         held.open = *open;
         if let Some(closed) = &mut held.closed {

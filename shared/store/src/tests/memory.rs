@@ -7,13 +7,13 @@ use bytes::Bytes;
 use model::{HoleReason, MediaDuration, RangeSet};
 
 use super::{Site, bytes_of, gate, info_of, n, open, run};
-use crate::{Store, StoreError, StoreOptions, TroubleKind};
+use crate::{SourceKind, Store, StoreError, StoreOptions, TroubleKind};
 
 const TWO_SECONDS: MediaDuration = MediaDuration(180_000);
 const SOON: Duration = Duration::from_secs(20);
 
-fn cut(store: &Store, number: u64, waits: bool) {
-    let mut writer = store.record(&gate(), &run(1), open(number, 1), None, waits);
+fn cut(store: &Store, number: u64, source: SourceKind) {
+    let mut writer = store.record(&gate(), &run(1), open(number, 1), None, source);
     let bytes = bytes_of(number);
     let (a, b) = bytes.split_at(bytes.len() / 2);
     writer.append_part(Bytes::copy_from_slice(a), MediaDuration(90_000), true);
@@ -43,7 +43,7 @@ fn settled(store: &Store) {
 fn segments_come_to_the_disk_in_order_and_stay_after_a_restart() {
     let mut site = Site::edge();
     for number in 1..=5 {
-        cut(site.store(), number, false);
+        cut(site.store(), number, SourceKind::Live);
     }
     written(site.store());
     assert_eq!(site.listed(), ["1.ts", "2.ts", "3.ts", "4.ts", "5.ts"]);
@@ -53,7 +53,7 @@ fn segments_come_to_the_disk_in_order_and_stay_after_a_restart() {
     assert_eq!((summary.segments, summary.unshipped), (5, 4));
     let mut open_one = site
         .store()
-        .record(&gate(), &run(1), open(6, 1), None, false);
+        .record(&gate(), &run(1), open(6, 1), None, SourceKind::Live);
     open_one.append_part(Bytes::from(bytes_of(6)), TWO_SECONDS, true);
     let view = site.store().open_view(&gate()).unwrap().unwrap();
     assert_eq!((view.open.number, view.parts.len()), (n(6), 1));
@@ -71,8 +71,8 @@ fn segments_come_to_the_disk_in_order_and_stay_after_a_restart() {
 #[test]
 fn a_stream_that_ends_ends_behind_its_last_segment() {
     let site = Site::edge();
-    cut(site.store(), 1, false);
-    cut(site.store(), 2, false);
+    cut(site.store(), 1, SourceKind::Live);
+    cut(site.store(), 2, SourceKind::Live);
     site.store().end_stream(&gate(), Some(n(2))).unwrap();
     assert_eq!(site.store().ending(&gate()).unwrap(), Some(Some(n(2))));
     written(site.store());
@@ -89,12 +89,12 @@ fn while_the_disk_is_away_memory_serves_the_link_and_then_the_disk() {
         ..StoreOptions::default()
     });
     let store = site.store();
-    cut(store, 1, false);
+    cut(store, 1, SourceKind::Live);
     written(store);
     let (here, away) = (site.path().to_owned(), site.path().with_extension("away"));
     fs::rename(&here, &away).unwrap();
     for number in 2..=4 {
-        cut(store, number, false);
+        cut(store, number, SourceKind::Live);
     }
     let start = std::time::Instant::now();
     while store.disk_trouble().is_none() {
@@ -108,17 +108,17 @@ fn while_the_disk_is_away_memory_serves_the_link_and_then_the_disk() {
     assert_eq!(unshipped(store), [1, 2, 3, 4]);
     // The hub has one of them; then room is needed for two more.
     store.mark_stored(&gate(), n(3)).unwrap();
-    cut(store, 5, false);
-    cut(store, 6, false);
-    cut(store, 7, false);
+    cut(store, 5, SourceKind::Live);
+    cut(store, 6, SourceKind::Live);
+    cut(store, 7, SourceKind::Live);
     assert_eq!(unshipped(store), [1, 4, 5, 6, 7]);
     let holes = store.holes(&gate()).unwrap();
     assert_eq!(holes, [(n(2)..=n(2), HoleReason::Evicted)]);
     // A file is told at once.
     let file = store.wait_for_disk(&gate(), SOON);
     assert!(file.is_ok(), "nothing of a file is held");
-    cut(store, 8, true);
-    cut(store, 9, true);
+    cut(store, 8, SourceKind::AtRest);
+    cut(store, 9, SourceKind::AtRest);
     let refused = store.wait_for_disk(&gate(), SOON).unwrap_err();
     assert!(matches!(refused, StoreError::Failing(_)), "{refused}");
 
@@ -161,4 +161,17 @@ fn copy_all(from: &std::path::Path, to: &std::path::Path) {
         .status()
         .unwrap();
     assert!(copied.success());
+}
+
+#[test]
+fn a_camera_and_a_file_at_its_own_pace_are_shipped_as_they_come() {
+    for (source, live) in [
+        (SourceKind::Live, true),
+        (SourceKind::Paced, true),
+        (SourceKind::AtRest, false),
+    ] {
+        let site = Site::edge();
+        cut(site.store(), 1, source);
+        assert_eq!(site.store().is_live_source(&gate()), live, "{source:?}");
+    }
 }
