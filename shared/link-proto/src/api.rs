@@ -161,6 +161,8 @@ pub struct SessionStats {
     pub queueing_delay: Duration,
     /// What the pacer lets out now.
     pub rate_bps: u64,
+    /// The largest datagram that the path is known to carry, in bytes of UDP payload.
+    pub datagram_bytes: usize,
     /// Somebody else fills the path's queue: the rate follows losses and holds a share.
     pub competes: bool,
     /// Share of this end's datagrams that did not arrive lately, 0 to 1.

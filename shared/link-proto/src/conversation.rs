@@ -28,11 +28,11 @@ use kcp::{KCP_OVERHEAD, Kcp};
 use crate::{
     api::MAX_MESSAGE_BYTES,
     arrivals::{Arrivals, Sack},
-    frame::KCP_MSS,
+    frame::{BASE_KCP_MSS, MAX_KCP_MSS},
     recovery::Flight,
 };
 
-const MAX_FRAGMENTS: usize = MAX_MESSAGE_BYTES.div_ceil(KCP_MSS);
+const MAX_FRAGMENTS: usize = MAX_MESSAGE_BYTES.div_ceil(BASE_KCP_MSS);
 
 /// KCP's own clockwork; nothing depends on it.
 const TICK_MS: i32 = 10;
@@ -66,6 +66,8 @@ pub(crate) struct Conversation {
     began: Instant,
     receive_window: u16,
     max_send_window: u16,
+    /// Data of the packets that messages are cut into from now on, in bytes.
+    mss: usize,
     pub(crate) flight: Flight,
     pub(crate) arrivals: Arrivals,
     /// One past the last packet of all messages given to KCP.
@@ -87,6 +89,7 @@ impl Conversation {
             began: now,
             receive_window,
             max_send_window,
+            mss: BASE_KCP_MSS,
             flight: Flight::new(),
             arrivals: Arrivals::new(),
             end: 0,
@@ -106,10 +109,22 @@ impl Conversation {
             kcp.set_nodelay(true, TICK_MS, 0, true);
             kcp.set_rx_minrto(KCP_RTO_MS);
             kcp.set_wndsize(1, self.receive_window);
-            // Can't fail: the MTU is a constant far above the least.
-            let _ = kcp.set_mtu(KCP_MSS + KCP_OVERHEAD);
+            // Can't fail: the MTU is far above the least.
+            let _ = kcp.set_mtu(self.mss + KCP_OVERHEAD);
             Box::new(kcp)
         })
+    }
+
+    /// Data of one packet, in bytes, for messages given from now on. It may only grow: what KCP has cut stays so.
+    pub(crate) fn set_mss(&mut self, mss: usize) {
+        self.mss = mss.clamp(self.mss, MAX_KCP_MSS);
+        if let Some(kcp) = &mut self.kcp {
+            let _ = kcp.set_mtu(self.mss + KCP_OVERHEAD);
+        }
+    }
+
+    pub(crate) fn mss(&self) -> usize {
+        self.mss
     }
 
     pub(crate) fn set_receive_window(&mut self, packets: u16) {
@@ -214,7 +229,7 @@ impl Conversation {
 
     /// Gives a message to KCP; its packets leave as `flush` allows.
     pub(crate) fn send(&mut self, message: &[u8]) {
-        let packets = message.len().div_ceil(KCP_MSS).max(1);
+        let packets = message.len().div_ceil(self.mss).max(1);
         assert!(packets <= MAX_FRAGMENTS, "the caller keeps to the limit");
         if self.kcp().send(message).is_ok() {
             self.end = self.end.wrapping_add(packets as u32);
@@ -293,12 +308,11 @@ impl Conversation {
     fn take_notice(&mut self) {
         let mut outbox = self.outbox.lock();
         let mut rest = outbox.bytes.as_slice();
-        while let Some((packet, others)) = Segments(rest)
-            .next()
-            .and_then(Result::ok)
-            .and_then(|segment| rest.split_at_checked(KCP_OVERHEAD + segment.data.len()))
+        while let Some(Ok(segment)) = Segments(rest).next()
+            && let Some((packet, others)) = rest.split_at_checked(KCP_OVERHEAD + segment.data.len())
         {
-            self.flight.push(packet);
+            let large = segment.data.len() > BASE_KCP_MSS;
+            self.flight.push(packet, large);
             rest = others;
         }
         outbox.bytes.clear();
@@ -331,7 +345,8 @@ impl Conversation {
             let sane = segment.conv == self.conv
                 && match segment.cmd {
                     PUSH => {
-                        segment.data.len() <= KCP_MSS && usize::from(segment.frg) < MAX_FRAGMENTS
+                        segment.data.len() <= MAX_KCP_MSS
+                            && usize::from(segment.frg) < MAX_FRAGMENTS
                     }
                     ACK | WINDOW_ASK | WINDOW_TELL => segment.data.is_empty(),
                     _ => false,
@@ -520,11 +535,11 @@ mod tests {
     #[test]
     fn lets_out_what_is_allowed_and_knows_what_is_in_flight() {
         let (mut a, mut b, mut now) = pair();
-        a.send(&[1; 5 * KCP_MSS]);
+        a.send(&[1; 5 * BASE_KCP_MSS]);
         a.send(&[2; 10]);
         assert_eq!(
             (a.unsent_packets(), a.message_bytes()),
-            (6, 5 * KCP_MSS + 10)
+            (6, 5 * BASE_KCP_MSS + 10)
         );
         a.flush(now, 2);
         assert_eq!(
@@ -536,7 +551,7 @@ mod tests {
         now += Duration::from_millis(20);
         assert_eq!(
             carry(&mut a, &mut b, now, |_| true),
-            [vec![1; 5 * KCP_MSS], vec![2; 10]]
+            [vec![1; 5 * BASE_KCP_MSS], vec![2; 10]]
         );
         assert_eq!((a.in_flight(), a.message_bytes(), a.next()), (0, 0, 6));
     }
@@ -558,7 +573,7 @@ mod tests {
     #[test]
     fn what_is_lost_is_sent_again_and_kcp_itself_sends_nothing_twice() {
         let (mut a, mut b, mut now) = pair();
-        a.send(&[7; 3 * KCP_MSS]);
+        a.send(&[7; 3 * BASE_KCP_MSS]);
         a.flush(now, 3);
         assert!(carry(&mut a, &mut b, now, |sn| sn != 1).is_empty());
         assert_eq!(a.in_flight(), 1);
@@ -569,23 +584,28 @@ mod tests {
             a.flight.detect(now, 9, Duration::ZERO, 1, Duration::ZERO),
             (None, 1)
         );
-        assert_eq!(carry(&mut a, &mut b, now, |_| true), [vec![7; 3 * KCP_MSS]]);
+        assert_eq!(
+            carry(&mut a, &mut b, now, |_| true),
+            [vec![7; 3 * BASE_KCP_MSS]]
+        );
         assert_eq!((a.in_flight(), a.message_bytes()), (0, 0));
     }
 
     #[test]
     fn what_parity_gives_back_is_a_packet_like_others() {
         let (mut a, mut b, now) = pair();
-        a.send(&[7; 3 * KCP_MSS]);
+        a.send(&[7; 3 * BASE_KCP_MSS]);
         a.flush(now, 3);
         assert!(carry(&mut a, &mut b, now, |sn| sn != 1).is_empty());
         let mut messages = Vec::new();
-        b.on_data(now, 1, 1, &[7; KCP_MSS], |message| messages.push(message))
-            .unwrap();
-        assert_eq!(messages, [vec![7; 3 * KCP_MSS]]);
+        b.on_data(now, 1, 1, &[7; BASE_KCP_MSS], |message| {
+            messages.push(message)
+        })
+        .unwrap();
+        assert_eq!(messages, [vec![7; 3 * BASE_KCP_MSS]]);
         carry(&mut a, &mut b, now, |_| true);
         assert_eq!(a.in_flight(), 0);
-        b.on_data(now, 1, 1, &[7; KCP_MSS], |_| panic!("it is old"))
+        b.on_data(now, 1, 1, &[7; BASE_KCP_MSS], |_| panic!("it is old"))
             .unwrap();
         assert_eq!(b.on_data(now, 5, 255, &[7], |_| {}), Err(Malformed));
     }
@@ -617,7 +637,7 @@ mod tests {
             (packet(CONV, 80, 0, 0, 0, &[]), "no command"),
             (packet(CONV, PUSH, 255, 0, 0, &[1]), "too many fragments"),
             (
-                packet(CONV, PUSH, 0, 0, 0, &[1; KCP_MSS + 1]),
+                packet(CONV, PUSH, 0, 0, 0, &[1; MAX_KCP_MSS + 1]),
                 "over the size of a packet",
             ),
             (

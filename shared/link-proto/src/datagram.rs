@@ -7,7 +7,7 @@
 //! initiation  type 1 | version | cipher | 0 | sender u32 | mac1 16 | mac2 16 | Noise IK message 1   = 1200
 //! response    type 2 | 0 0 0 | receiver u32 | sender u32 | Noise IK message 2                       =   76
 //! cookie      type 3 | 0 0 0 | receiver u32 | masked cookie 16 | tag 16                             =   40
-//! transport   type 4 | 0 0 0 | receiver u32 | counter u64 | ciphertext | tag 16                    <= 1232
+//! transport   type 4 | 0 0 0 | receiver u32 | counter u64 | ciphertext | tag 16                    <= 1472
 //! ```
 
 use crate::api::Cipher;
@@ -15,8 +15,12 @@ use crate::api::Cipher;
 /// Raised with each change that the other end could misread.
 pub(crate) const PROTOCOL_VERSION: u8 = 2;
 
-/// Fits into the smallest IPv6 packet (1,280 bytes) behind IP and UDP headers.
-pub const MAX_DATAGRAM_BYTES: usize = 1232;
+/// What a datagram has at most where nothing is known of the path: as long as the handshake's first message, so
+/// that where that passed, the rest does.
+pub const BASE_DATAGRAM_BYTES: usize = INITIATION_BYTES;
+
+/// What a datagram has at most on any path: Ethernet's 1,500 bytes behind IPv4 and UDP headers.
+pub const MAX_DATAGRAM_BYTES: usize = 1472;
 
 /// First messages are padded to this, so that no answer is longer than its question.
 pub(crate) const INITIATION_BYTES: usize = 1200;

@@ -9,20 +9,30 @@
 use crate::{
     api::Bye,
     arrivals::{MAX_SACK_BYTES, Sack},
-    datagram::{MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES},
+    datagram::{BASE_DATAGRAM_BYTES, MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES},
     parity::{Cover, SHARD_OVERHEAD},
 };
 
 pub(crate) const HEADER_BYTES: usize = 8;
 pub(crate) const FRAME_OVERHEAD: usize = 3;
 
-/// Room for header and frames.
-pub(crate) const MAX_PLAINTEXT_BYTES: usize =
-    MAX_DATAGRAM_BYTES - TRANSPORT_HEADER_BYTES - TAG_BYTES;
+/// Room for header and frames in a datagram of such a size.
+const fn plaintext_bytes(datagram_bytes: usize) -> usize {
+    datagram_bytes - TRANSPORT_HEADER_BYTES - TAG_BYTES
+}
 
-/// Data of one KCP packet: a parity over packets of this size fills a datagram.
-pub(crate) const KCP_MSS: usize =
-    MAX_PLAINTEXT_BYTES - HEADER_BYTES - FRAME_OVERHEAD - PARITY_OVERHEAD - SHARD_OVERHEAD;
+/// Data of one KCP packet where datagrams have such a size: a parity over packets of it fills a datagram.
+pub(crate) const fn kcp_mss(datagram_bytes: usize) -> usize {
+    plaintext_bytes(datagram_bytes)
+        - HEADER_BYTES
+        - FRAME_OVERHEAD
+        - PARITY_OVERHEAD
+        - SHARD_OVERHEAD
+}
+
+/// Data of one KCP packet that any path carries, and what a peer may send.
+pub(crate) const BASE_KCP_MSS: usize = kcp_mss(BASE_DATAGRAM_BYTES);
+pub(crate) const MAX_KCP_MSS: usize = kcp_mss(MAX_DATAGRAM_BYTES);
 
 const PING: u8 = 0;
 const DATA: u8 = 1;
@@ -32,6 +42,8 @@ const BYE: u8 = 4;
 const PARITY: u8 = 5;
 const SACK: u8 = 6;
 const SEEN: u8 = 7;
+const PROBE: u8 = 8;
+const REACHED: u8 = 9;
 
 const DATA_OVERHEAD: usize = 6;
 const FEEDBACK_BYTES: usize = 48;
@@ -61,6 +73,10 @@ pub(crate) enum Frame<'a> {
     Sack(Sack),
     /// The highest datagram counter seen: what the acknowledgements up to this frame go by.
     Seen(u64),
+    /// Padding: does a datagram of this size pass?
+    Probe,
+    /// A probe's datagram came, and had so many bytes.
+    Reached(u16),
 }
 
 /// A KCP packet with data, without what the datagram's header and [`Frame::Sack`] say anyhow: 6 bytes in front
@@ -159,6 +175,8 @@ impl<'a> Frames<'a> {
             PARITY => Some(parse_parity(body)?),
             SACK => Some(Frame::Sack(parse_sack(body)?)),
             SEEN => Some(Frame::Seen(Reader(body).u64()?)),
+            PROBE => Some(Frame::Probe),
+            REACHED => Some(Frame::Reached(Reader(body).u16()?)),
             _ => None,
         })
     }
@@ -249,14 +267,17 @@ fn bye_byte(bye: Bye) -> u8 {
     }
 }
 
-/// A datagram's plaintext while it is put together; never over [`MAX_PLAINTEXT_BYTES`].
+/// A datagram's plaintext while it is put together; never over what its datagram may have.
 #[derive(Default)]
 pub(crate) struct Plaintext {
     bytes: Vec<u8>,
+    limit: usize,
 }
 
 impl Plaintext {
-    pub(crate) fn start(&mut self, header: Header) {
+    /// For a datagram of at most so many bytes.
+    pub(crate) fn start(&mut self, header: Header, datagram_bytes: usize) {
+        self.limit = plaintext_bytes(datagram_bytes);
         self.bytes.clear();
         self.bytes
             .extend_from_slice(&header.generation.to_be_bytes());
@@ -272,7 +293,7 @@ impl Plaintext {
     }
 
     pub(crate) fn fits(&self, body_bytes: usize) -> bool {
-        self.bytes.len() + FRAME_OVERHEAD + body_bytes <= MAX_PLAINTEXT_BYTES
+        self.bytes.len() + FRAME_OVERHEAD + body_bytes <= self.limit
     }
 
     /// Whether the frame fitted; if not, nothing was written.
@@ -301,6 +322,16 @@ impl Plaintext {
             }
             Frame::Bye(bye) => self.frame(BYE, &[bye_byte(*bye)]),
             Frame::Seen(counter) => self.frame(SEEN, &counter.to_be_bytes()),
+            Frame::Reached(bytes) => self.frame(REACHED, &bytes.to_be_bytes()),
+            Frame::Probe => {
+                let Some(padding) = self.limit.checked_sub(self.bytes.len() + FRAME_OVERHEAD)
+                else {
+                    return false;
+                };
+                self.head(PROBE, padding);
+                self.bytes.resize(self.limit, 0);
+                true
+            }
             Frame::Parity(cover, bytes) => {
                 if !self.fits(PARITY_OVERHEAD + bytes.len()) {
                     return false;
@@ -419,9 +450,11 @@ mod tests {
                 bits: vec![5, 6],
             }),
             Frame::Seen(u64::MAX - 1),
+            Frame::Reached(1472),
+            Frame::Probe,
         ];
         let mut plain = Plaintext::default();
-        plain.start(header);
+        plain.start(header, BASE_DATAGRAM_BYTES);
         for frame in &frames {
             assert!(plain.push(frame));
         }
@@ -434,10 +467,11 @@ mod tests {
     #[test]
     fn exact_bytes() {
         let mut plain = Plaintext::default();
-        plain.start(Header {
+        let header = Header {
             generation: 1,
             sent_us: 0x0203_0405,
-        });
+        };
+        plain.start(header, BASE_DATAGRAM_BYTES);
         assert!(plain.push(&Frame::Ping));
         assert!(plain.push(&Frame::Bye(Bye::Shutdown)));
         assert!(plain.push(&Frame::Data(Packet {
@@ -457,10 +491,10 @@ mod tests {
     #[test]
     fn parity_over_full_packets_fills_a_datagram_exactly() {
         let mut plain = Plaintext::default();
-        plain.start(Header {
+        let header = Header {
             generation: 0,
             sent_us: 0,
-        });
+        };
         let cover = Cover {
             conv: 0,
             first: 0,
@@ -468,9 +502,13 @@ mod tests {
             count: 64,
             number: 63,
         };
-        assert!(plain.push(&Frame::Parity(cover, &[0; SHARD_OVERHEAD + KCP_MSS])));
-        assert_eq!(plain.bytes().len(), MAX_PLAINTEXT_BYTES);
-        assert!(!plain.push(&Frame::Ping));
+        for datagram_bytes in [BASE_DATAGRAM_BYTES, 1300, MAX_DATAGRAM_BYTES] {
+            plain.start(header, datagram_bytes);
+            let shard = vec![0; SHARD_OVERHEAD + kcp_mss(datagram_bytes)];
+            assert!(plain.push(&Frame::Parity(cover, &shard)));
+            assert_eq!(plain.bytes().len(), plaintext_bytes(datagram_bytes));
+            assert!(!plain.push(&Frame::Ping));
+        }
     }
 
     #[test]

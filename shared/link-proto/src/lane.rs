@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::{
     api::Channel,
     conversation::{Conversation, Malformed},
-    frame::{KCP_MSS, Packet},
+    frame::Packet,
     parity::{Cover, Decoder, Encoder},
     session::STRANGER_CREDIT,
 };
@@ -170,14 +170,14 @@ impl Lane {
 
     /// Packets that the application has given and that never left.
     pub(crate) fn unsent_packets(&self) -> usize {
-        self.conversation.unsent_packets() + self.queued_bytes.div_ceil(KCP_MSS)
+        self.conversation.unsent_packets() + self.queued_bytes.div_ceil(self.conversation.mss())
     }
 
     /// Packets that wait for nothing but the pacer.
     pub(crate) fn ready_packets(&self) -> usize {
         let first = match self.queue.front() {
             Some(first) if self.sent + cost(first.len()) <= self.may_send => {
-                self.queued_bytes.div_ceil(KCP_MSS).max(1)
+                self.queued_bytes.div_ceil(self.conversation.mss()).max(1)
             }
             _ => 0,
         };

@@ -20,6 +20,7 @@ mod hub;
 mod lane;
 mod loss;
 pub mod messages;
+mod mtu;
 mod noise;
 mod pacing;
 mod parity;
@@ -39,7 +40,7 @@ pub use api::{
     Bye, Channel, Cipher, CloseReason, Endpoint, EndpointCounters, Event, MAX_MESSAGE_BYTES,
     SendError, SessionId, SessionStats, Transmit,
 };
-pub use datagram::MAX_DATAGRAM_BYTES;
+pub use datagram::{BASE_DATAGRAM_BYTES, MAX_DATAGRAM_BYTES};
 pub use edge::{EdgeConfig, EdgeEndpoint};
 pub use hub::{HubConfig, HubEndpoint};
 pub use lane::MAX_CREDIT_BYTES;

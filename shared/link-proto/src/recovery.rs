@@ -27,6 +27,8 @@ pub(crate) struct Flight {
     /// Second and third copies of what was lost.
     copies: VecDeque<(Instant, u32)>,
     last_sent: Option<Instant>,
+    /// Large packets that were lost or not answered since the last that came.
+    large_lost: usize,
     spare: Vec<Vec<u8>>,
 }
 
@@ -37,6 +39,8 @@ struct Packet {
     at: Option<Instant>,
     counter: u64,
     has_parity: bool,
+    /// Larger than what any path carries.
+    large: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +66,7 @@ impl Flight {
             lost: VecDeque::new(),
             copies: VecDeque::new(),
             last_sent: None,
+            large_lost: 0,
             spare: Vec::new(),
         }
     }
@@ -89,7 +94,7 @@ impl Flight {
     }
 
     /// A new packet of KCP's, the next in order.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8], large: bool) {
         let mut copy = self.spare.pop().unwrap_or_default();
         copy.extend_from_slice(bytes);
         self.packets.push_back(Packet {
@@ -98,6 +103,7 @@ impl Flight {
             at: None,
             counter: 0,
             has_parity: false,
+            large,
         });
         self.unacknowledged += 1;
     }
@@ -117,6 +123,9 @@ impl Flight {
         {
             packet.state = State::Acknowledged;
             self.unacknowledged -= 1;
+            if packet.large {
+                self.large_lost = 0;
+            }
         }
         while let Some(first) = self.packets.front()
             && first.state == State::Acknowledged
@@ -254,6 +263,7 @@ impl Flight {
             }
             packet.state = State::Lost;
             found += 1;
+            self.large_lost += usize::from(packet.large);
             let sn = self.una.wrapping_add(place);
             self.lost.push_back(sn);
             for copy in 1..copies {
@@ -263,6 +273,16 @@ impl Flight {
             }
         }
         (again, found)
+    }
+
+    /// Large packets lost or not answered in a row: perhaps the path no longer carries such.
+    pub(crate) fn large_lost(&self) -> usize {
+        self.large_lost
+    }
+
+    /// It was not their size.
+    pub(crate) fn forgive(&mut self) {
+        self.large_lost = 0;
     }
 
     /// When the last packet left, if any is under way that might be lost unseen.
@@ -285,6 +305,7 @@ impl Flight {
         for (packet, place) in oldest {
             packet.state = State::Lost;
             self.lost.push_back(self.una.wrapping_add(place));
+            self.large_lost += usize::from(packet.large);
             packets += 1;
         }
         packets
@@ -306,7 +327,7 @@ mod tests {
     fn flight(packets: u64, now: Instant, open: bool) -> Flight {
         let mut flight = Flight::new();
         for counter in 0..packets {
-            flight.push(&[counter as u8; 3]);
+            flight.push(&[counter as u8; 3], counter < 4);
             assert_eq!(flight.next_new(), Some(counter as u32));
             flight.on_sent_new(now, counter, open);
         }
@@ -324,8 +345,11 @@ mod tests {
         assert_eq!(flight.next_lost(now), Some(1));
         assert_eq!(flight.bytes(1), [1; 3]);
         flight.on_sent_again(now, 5);
+        assert_eq!(flight.large_lost(), 1);
         assert_eq!(flight.detect(now, 6, NONE, 1, GAP), (None, 2), "2 and 4");
+        assert_eq!(flight.large_lost(), 2, "4 is a small one");
         flight.on_una(5);
+        assert_eq!(flight.large_lost(), 0);
         assert_eq!(flight.next_lost(now), None, "it came after all");
         assert_eq!((flight.unacknowledged(), flight.waiting()), (0, 0));
     }
@@ -377,6 +401,9 @@ mod tests {
         assert_eq!(flight.tail_since(), Some(now));
         assert_eq!(flight.probe(), PROBE_PACKETS);
         assert_eq!(flight.waiting(), PROBE_PACKETS);
+        assert_eq!(flight.large_lost(), 4);
+        flight.forgive();
+        assert_eq!(flight.large_lost(), 0);
         assert_eq!(flight.tail_since(), None);
         assert_eq!(flight.next_lost(now), Some(0));
     }

@@ -23,9 +23,10 @@ use crate::{
     bucket::Bucket,
     datagram::MAX_DATAGRAM_BYTES,
     feedback::Receiver,
-    frame::Plaintext,
+    frame::{Plaintext, kcp_mss},
     lane::{Lane, MAX_CREDIT_BYTES, MAX_WINDOW_PACKETS},
     loss::{Beforehand, LossMeter, MAX_BEFOREHAND_SHARE},
+    mtu::PathMtu,
     noise::Keys,
     pacing::Pacer,
     parity::{MAX_KEPT_PARITIES, MAX_RECENT_PACKETS},
@@ -100,6 +101,9 @@ pub(crate) struct Session {
     receiver: Receiver,
     rate: RateController,
     pacer: Pacer,
+    mtu: PathMtu,
+    /// A probe of the peer's came that was not answered: the size of its datagram.
+    reached: Option<u16>,
     /// Bytes per second that the operator allows at most.
     max_rate: f64,
     reordered: u32,
@@ -125,6 +129,8 @@ pub(crate) struct Session {
     plain: Plaintext,
     /// `plain` holds a datagram that didn't fit the last batch.
     staged: bool,
+    /// It is a probe of the path's MTU.
+    probing: bool,
     stats: SessionStats,
 }
 
@@ -212,6 +218,8 @@ impl Session {
             lanes: Channel::ALL.map(|channel| Lane::new(now, channel, 0, who.admitted)),
             receiver: Receiver::default(),
             pacer: Pacer::new(now, rate.rate()),
+            mtu: PathMtu::new(),
+            reached: None,
             max_rate: f64::INFINITY,
             rate,
             reordered: 0,
@@ -233,6 +241,7 @@ impl Session {
             credit_due: who.admitted.then_some(now),
             plain: Plaintext::default(),
             staged: false,
+            probing: false,
             stats: SessionStats::default(),
         }
     }
@@ -287,6 +296,7 @@ impl Session {
             min_rtt: self.rate.min_rtt(),
             queueing_delay: self.rate.queueing_delay(),
             rate_bps: (self.paced_rate() * 8.0) as u64,
+            datagram_bytes: self.mtu.datagram_bytes(),
             competes: self.rate.competes(),
             loss: self.losses.loss() as f32,
             loss_burst: self.losses.burst() as f32,
@@ -402,6 +412,14 @@ impl Session {
         self.waiting_since = None;
         if self.state == State::Silent {
             self.renew_channels(now, self.generation.wrapping_add(1), events);
+        }
+    }
+
+    /// Messages are cut from now on as the path's MTU has it.
+    fn follow_mtu(&mut self) {
+        let mss = kcp_mss(self.mtu.datagram_bytes());
+        for lane in &mut self.lanes {
+            lane.conversation.set_mss(mss);
         }
     }
 

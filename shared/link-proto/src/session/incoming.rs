@@ -11,6 +11,7 @@ use crate::{
     datagram::{TRANSPORT_HEADER_BYTES, Transport},
     frame::{self, Frame},
     lane::Lane,
+    mtu::Verdict,
     parity::Cover,
 };
 
@@ -135,7 +136,24 @@ impl Session {
                 | Frame::Parity(..)
                 | Frame::Sack(_)
                 | Frame::Seen(_) => {}
-                Frame::Feedback(feedback) => {
+                Frame::Probe => {
+                    self.reached = u16::try_from(bytes).ok();
+                    self.receiver.want_now(now);
+                }
+                Frame::Reached(bytes) => match self.mtu.on_reached(now, bytes.into()) {
+                    Verdict::Grown => self.follow_mtu(),
+                    Verdict::Confirmed => {
+                        for lane in &mut self.lanes {
+                            lane.conversation.flight.forgive();
+                        }
+                    }
+                    Verdict::Fallen | Verdict::Unchanged => {}
+                },
+                Frame::Feedback(mut feedback) => {
+                    // A probe that was too large is not the line's loss.
+                    let excused = self.mtu.on_seen(feedback.highest);
+                    feedback.datagrams = feedback.datagrams.saturating_add(excused);
+                    feedback.gaps = feedback.gaps.wrapping_sub(excused as u32);
                     self.rate
                         .on_feedback(now, now_us, self.next_counter, &feedback);
                     self.pacer.set_rate(now, self.paced_rate());
@@ -221,6 +239,7 @@ impl Session {
         if self.state == State::Silent {
             self.state = State::Open;
             self.rate.after_silence();
+            self.mtu.restart();
             self.pacer.set_rate(now, self.paced_rate());
         }
         for lane in &self.lanes {
@@ -228,10 +247,12 @@ impl Session {
         }
         let admitted = self.admitted;
         self.lanes = Channel::ALL.map(|channel| Lane::new(now, channel, generation, admitted));
+        self.follow_mtu();
         self.ack_due = None;
         self.detect_at = None;
         self.probes = 0;
         self.staged = false;
+        self.probing = false;
         self.waiting_since = None;
         self.ping = true;
         if admitted {

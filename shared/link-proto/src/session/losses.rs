@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::{api::Channel, datagram::MAX_DATAGRAM_BYTES, lane::Lane, parity::GROUP_TIME};
+use crate::{api::Channel, lane::Lane, mtu::SUSPICIOUS_LOSSES, parity::GROUP_TIME};
 
 /// Acknowledgements wait for each other so long: they tell the state, so few say as much as many.
 const ACK_GAP: Duration = Duration::from_millis(2);
@@ -51,8 +51,9 @@ impl Session {
             self.heard = Some(now);
             for lane in &mut self.lanes {
                 let packets = lane.conversation.flight.probe();
-                self.beforehand.spend(packets * MAX_DATAGRAM_BYTES);
+                self.beforehand.spend(packets * self.mtu.datagram_bytes());
             }
+            self.doubt_mtu(now);
         }
     }
 
@@ -76,8 +77,18 @@ impl Session {
         Some(self.heard.map_or(last, |heard| heard.max(last)) + wait)
     }
 
+    fn doubt_mtu(&mut self, now: Instant) {
+        let lost = self
+            .lanes
+            .iter()
+            .map(|lane| lane.conversation.flight.large_lost());
+        if lost.max() >= Some(SUSPICIOUS_LOSSES) {
+            self.mtu.doubt(now);
+        }
+    }
+
     pub(super) fn group_time(&self) -> Duration {
-        let slow = SLOW_GROUP_PACKETS * MAX_DATAGRAM_BYTES as f64 / self.paced_rate();
+        let slow = SLOW_GROUP_PACKETS * self.mtu.datagram_bytes() as f64 / self.paced_rate();
         GROUP_TIME.max(Duration::from_secs_f64(slow).min(MAX_GROUP_TIME))
     }
 
@@ -105,5 +116,6 @@ impl Session {
                 self.detect_at = Some(self.detect_at.map_or(again, |at| at.min(again)));
             }
         }
+        self.doubt_mtu(now);
     }
 }

@@ -6,13 +6,16 @@ use super::{BYE_INTERVAL, Session, State};
 use crate::{
     api::{Channel, Event, Transmit},
     conversation::content,
-    datagram::{MAX_DATAGRAM_BYTES, TAG_BYTES, TRANSPORT_HEADER_BYTES, transport_header},
+    datagram::{TAG_BYTES, TRANSPORT_HEADER_BYTES, transport_header},
     feedback::FEEDBACK_INTERVAL,
     frame::{Frame, Header, MAX_SACK_FRAME_BYTES, PARITY_OVERHEAD, Packet},
     lane::Lane,
     loss::{Beforehand, LossMeter},
     parity,
 };
+
+/// What a kernel takes in one go with segmentation offload: an IP packet, with its headers.
+const MAX_BATCH_BYTES: usize = 65_000;
 
 /// Without new keys nothing more is sent after so many.
 const MAX_DATAGRAMS_PER_KEY: u64 = 1 << 34;
@@ -39,13 +42,14 @@ impl Session {
             let size = TRANSPORT_HEADER_BYTES + self.plain.bytes().len() + TAG_BYTES;
             if datagrams == 0 {
                 segment_size = size;
-            } else if size > segment_size {
+            } else if size > segment_size || out.len() - start + size > MAX_BATCH_BYTES {
                 self.staged = true;
                 break;
             }
             self.seal(now, size, out);
             datagrams += 1;
-            if size < segment_size {
+            // Where the device itself carries no datagram of a probe's size, what is in one batch with it is lost.
+            if size < segment_size || std::mem::take(&mut self.probing) {
                 break;
             }
         }
@@ -71,7 +75,7 @@ impl Session {
     fn pump(&mut self, now: Instant) {
         let tokens = self.pacer.tokens(now) + self.pacer.bytes_per_wake_up();
         let waiting: usize = self.lanes.iter().map(Lane::waiting).sum();
-        let room = (tokens / MAX_DATAGRAM_BYTES as f64).max(0.0) as usize + 1;
+        let room = (tokens / self.mtu.datagram_bytes() as f64).max(0.0) as usize + 1;
         let mut room = room.saturating_sub(waiting).min(self.window_room());
         let group_time = self.group_time();
         for lane in &mut self.lanes {
@@ -101,7 +105,7 @@ impl Session {
 
     /// Packets that may yet be unacknowledged, over all channels.
     pub(super) fn window_room(&self) -> usize {
-        let window = (self.rate.window_bytes() / MAX_DATAGRAM_BYTES as f64) as usize;
+        let window = (self.rate.window_bytes() / self.mtu.datagram_bytes() as f64) as usize;
         let in_flight: usize = self
             .lanes
             .iter()
@@ -116,10 +120,23 @@ impl Session {
 
     /// Puts the next datagram together in `plain`; `false`: there is none, or it must wait for the pacer.
     fn build(&mut self, now: Instant) -> bool {
-        self.plain.start(Header {
+        let header = Header {
             generation: self.generation,
             sent_us: self.clock_us(now),
-        });
+        };
+        if self.state == State::Open
+            && let Some((at, size)) = self.mtu.next_probe()
+            && now >= at
+            && self.pacer.tokens(now) > 0.0
+        {
+            self.plain.start(header, size);
+            self.probing = self.plain.push(&Frame::Probe);
+            self.mtu.on_probe_sent(now, self.next_counter, size);
+            // Its answer tells that a smaller datagram, sent later, came.
+            self.ping = true;
+            return self.probing;
+        }
+        self.plain.start(header, self.mtu.datagram_bytes());
         match self.state {
             State::Dead => return false,
             State::Closing {
@@ -147,6 +164,9 @@ impl Session {
         let mut asks = false;
         if std::mem::take(&mut self.ping) {
             asks = self.plain.push(&Frame::Ping);
+        }
+        if let Some(bytes) = self.reached.take() {
+            let _ = self.plain.push(&Frame::Reached(bytes));
         }
         if self.receiver.due().is_some_and(|at| now >= at) {
             let feedback = self.receiver.take(now);
@@ -259,6 +279,9 @@ impl Session {
                 lane.conversation.flight.on_sent_new(now, counter, covered);
                 self.stats.packets_sent += 1;
                 any = true;
+                if channel != Channel::Control {
+                    self.mtu.wanted(now);
+                }
                 if lane.encoder.is_full() {
                     close_group(now, lane, &self.losses, &mut self.beforehand);
                 }

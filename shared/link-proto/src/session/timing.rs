@@ -9,6 +9,7 @@ use super::{KEYS_OUTLIVE, Role, SILENCE, Session, State};
 use crate::{
     api::{CloseReason, Event},
     lane::Lane,
+    mtu::Verdict,
 };
 
 /// A peer that owes an answer is asked this often (several times within [`SILENCE`], since each may be lost).
@@ -62,6 +63,11 @@ impl Session {
         }
         if self.state == State::Open {
             self.look_for_losses(now);
+            let (rtt, loss) = (self.rate.rtt(), self.losses.loss());
+            if self.mtu.on_time(now, rtt, loss) == Verdict::Fallen {
+                // What is under way was cut for the old size.
+                self.renew_channels(now, self.generation.wrapping_add(1), events);
+            }
         }
         if self.wants_new_generation(now) {
             self.renew_channels(now, self.generation.wrapping_add(1), events);
@@ -92,6 +98,9 @@ impl Session {
             consider(self.ack_due);
             consider(self.detect_at);
             consider(self.tail_probe_at());
+            consider(self.mtu.due(self.rate.rtt()));
+            let probe = self.mtu.next_probe();
+            consider(probe.map(|(at, _)| at.max(self.pacer.ready_at())));
             let group_time = self.group_time();
             let mut waits_for_pacer = self.staged;
             for lane in &self.lanes {

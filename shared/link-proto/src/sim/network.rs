@@ -21,7 +21,7 @@ pub struct Line {
     pub rate_bps: Option<u64>,
     /// What waits before a line with a rate; more is dropped.
     pub queue_bytes: usize,
-    /// Larger datagrams are dropped.
+    /// Larger datagrams (bytes of UDP payload) are dropped.
     pub mtu: usize,
 }
 
@@ -45,7 +45,7 @@ impl Default for Line {
             duplicate: 0.0,
             rate_bps: None,
             queue_bytes: 256 * 1024,
-            mtu: 1252,
+            mtu: 1472,
         }
     }
 }

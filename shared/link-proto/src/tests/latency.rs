@@ -241,7 +241,7 @@ fn a_camera_on_bad_lines() {
         },
     ));
     lines.push(odd(
-        "50 ms, 5 %, IPv6's least MTU",
+        "50 ms, 5 %, MTU 1,232",
         Line {
             mtu: 1232,
             ..line(50, 5)

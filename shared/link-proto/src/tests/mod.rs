@@ -6,5 +6,6 @@ mod goodput;
 mod handshake;
 mod hostile;
 mod latency;
+mod mtu;
 mod roaming;
 mod traffic;
