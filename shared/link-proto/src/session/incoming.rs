@@ -2,12 +2,15 @@
 
 use std::{collections::VecDeque, net::SocketAddr, time::Instant};
 
+use bytes::Bytes;
+
 use super::{
     BYE_INTERVAL, MAX_RENEWALS, RENEWALS_PER_SECOND, REORDERING_LASTS, Received, Role, Session,
     State,
 };
 use crate::{
     api::{Bye, Channel, CloseReason, Event},
+    conversation::Malformed,
     datagram::{TRANSPORT_HEADER_BYTES, Transport},
     frame::{self, Frame},
     lane::Lane,
@@ -178,21 +181,9 @@ impl Session {
         let channel = *Channel::ALL
             .get(usize::from(packet.channel))
             .ok_or(frame::Malformed)?;
-        let session = self.id;
-        let mut messages = 0;
-        let taken = self
-            .lane_mut(channel)
-            .on_packet(now, packet, |message| {
-                messages += 1;
-                events.push_back(Event::Message {
-                    session,
-                    channel,
-                    message,
-                });
-            })
-            .map_err(|_| frame::Malformed);
-        self.stats.messages_received += messages;
-        taken
+        self.deliver(channel, events, |lane, deliver| {
+            lane.on_packet(now, packet, deliver)
+        })
     }
 
     fn on_parity(
@@ -202,22 +193,30 @@ impl Session {
         bytes: &[u8],
         events: &mut VecDeque<Event>,
     ) -> Result<(), frame::Malformed> {
-        let channel = channel_of(cover.conv)?;
+        self.deliver(channel_of(cover.conv)?, events, |lane, deliver| {
+            lane.on_parity(now, cover, bytes, deliver)
+        })
+    }
+
+    /// What a lane takes may make messages whole.
+    fn deliver(
+        &mut self,
+        channel: Channel,
+        events: &mut VecDeque<Event>,
+        take: impl FnOnce(&mut Lane, &mut dyn FnMut(Bytes)) -> Result<(), Malformed>,
+    ) -> Result<(), frame::Malformed> {
         let session = self.id;
         let mut messages = 0;
-        let taken = self
-            .lane_mut(channel)
-            .on_parity(now, cover, bytes, |message| {
-                messages += 1;
-                events.push_back(Event::Message {
-                    session,
-                    channel,
-                    message,
-                });
-            })
-            .map_err(|_| frame::Malformed);
+        let taken = take(self.lane_mut(channel), &mut |message| {
+            messages += 1;
+            events.push_back(Event::Message {
+                session,
+                channel,
+                message,
+            });
+        });
         self.stats.messages_received += messages;
-        taken
+        taken.map_err(|_| frame::Malformed)
     }
 
     /// Where datagrams overtake each other, lateness must not be taken for loss.

@@ -15,8 +15,8 @@ use crate::{
 /// A peer that owes an answer is asked this often (several times within [`SILENCE`], since each may be lost).
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A silent peer is asked this often.
-const SILENT_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// A silent peer is asked this often: when the line is back, live video waits for the answer.
+const SILENT_PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Keep-alive with data outstanding, and without (the least that home routers keep a mapping for is 30 s).
 const BUSY_KEEP_ALIVE: Duration = Duration::from_secs(1);
