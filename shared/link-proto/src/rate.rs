@@ -11,9 +11,12 @@
 //! | `Startup` | twice what was delivered, each round trip | a queue stands, or more brings no more |
 //! | `Steady` | what was delivered; each few rounds a little below it, then a probe above | a queue stands |
 //! | `Drain` | below what is delivered, by as much as the queue is too long | the queue is gone |
-//! | `Compete` | grows, and falls with loss, whatever the delay | no queue stands for two seconds |
+//! | `Compete` | grows, and falls with loss if the other does, whatever the delay | no queue stands for two seconds |
 //!
-//! `Drain` turns into `Compete` when the queue does not shrink though less is sent: somebody else fills it.
+//! `Drain` turns into `Compete` when the queue does not shrink though less is sent: somebody else fills it. Who that
+//! is shows when this end gives way to losses: beside a flow that gives way too the queue shrinks soon; beside
+//! one that is deaf to losses (as BBR is) it does not, and then the rate is held as long as the losses are bearable.
+//! What the line carried before bounds the share that is taken, and the one that is held.
 //! A probe that is delivered is followed by one of twice the size, so that a faster line is found soon.
 //!
 //! Only what was sent without a pause counts as evidence of what the path carries, unless it is more than was
@@ -78,6 +81,25 @@ const COMPETITOR_RTTS: u32 = 4;
 const COMPETE_GROWTH: f64 = 0.07;
 const COMPETE_BACKOFF: f64 = 0.7;
 
+/// Who yields to losses as TCP does lets the queue shrink to this share soon after all have lost something. Whoever
+/// does not (BBR, for one) takes what is given up, and is not given way to.
+const YIELDED_QUEUE: f64 = 0.5;
+
+/// Beside somebody deaf to losses, a rate is held while no more than this share is lost beyond the line's own.
+const HELD_LOSS: f64 = 0.10;
+
+/// Whether the other yields is asked anew after so long: others may have come.
+const TRIAL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Weight of a round in the loss seen while competing.
+const COMPETE_LOSS_WEIGHT: f64 = 0.15;
+
+/// Of what the line carried before somebody came, so much is taken beside him at most, and held at least while no
+/// more than [`MAX_FLOOR_LOSS`] is lost: then the line itself may have got worse.
+const MAX_COMPETE_SHARE: f64 = 0.6;
+const MIN_COMPETE_SHARE: f64 = 0.35;
+const MAX_FLOOR_LOSS: f64 = 0.25;
+
 /// Without a queue for so long, nobody competes any more.
 const COMPETE_QUIET: Duration = Duration::from_secs(2);
 
@@ -112,6 +134,10 @@ pub(crate) struct RateController {
     pauses: VecDeque<u64>,
     /// The next probe goes over the rate by this share, or the least.
     probe_excess: f64,
+    /// What the line was seen to carry while nobody competed, in bytes per second.
+    alone: Option<f64>,
+    /// Rounds without a pause, in a row.
+    limited_rounds: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -130,11 +156,24 @@ enum Phase {
         peak: Duration,
         before: f64,
     },
-    /// `quiet`: since when no queue stands. `fell`: when it last gave way.
-    Compete {
-        quiet: Option<Instant>,
-        fell: Instant,
-    },
+    Compete(Competition),
+}
+
+/// What is known of somebody who fills the path's queue.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Competition {
+    /// Since when no queue stands.
+    quiet: Option<Instant>,
+    /// When this end last gave way.
+    fell: Instant,
+    /// The rate and the queue before that, until it is seen whether the other gave way too.
+    trial: Option<(f64, Duration)>,
+    /// The other does not yield to losses.
+    deaf: bool,
+    /// Loss beyond the line's own, lately.
+    loss: f64,
+    /// What the line carried alone, in bytes per second; `None`: the other was there first.
+    alone: Option<f64>,
 }
 
 /// What was sent at one rate.
@@ -177,6 +216,8 @@ impl RateController {
             rounds: VecDeque::new(),
             pauses: VecDeque::new(),
             probe_excess: 0.0,
+            alone: None,
+            limited_rounds: 0,
         }
     }
 
@@ -199,7 +240,7 @@ impl RateController {
 
     /// Somebody else fills the path's queue.
     pub(crate) fn competes(&self) -> bool {
-        matches!(self.phase, Phase::Compete { .. })
+        matches!(self.phase, Phase::Compete(_))
     }
 
     /// What may be unacknowledged: two bandwidth-delay products with some room for the acknowledgements'
@@ -365,14 +406,68 @@ impl RateController {
                 peak,
                 before,
             } => self.go_on_draining(now, since, peak, before),
-            Phase::Compete { quiet, fell } => {
-                let quiet = (!queue_stands).then(|| quiet.unwrap_or(now));
-                self.phase = Phase::Compete { quiet, fell };
-                if quiet.is_some_and(|quiet| now >= quiet + COMPETE_QUIET) {
+            Phase::Compete(mut other) => {
+                other.quiet = (!queue_stands).then(|| other.quiet.unwrap_or(now));
+                self.watch_trial(now, &mut other);
+                self.phase = Phase::Compete(other);
+                if other
+                    .quiet
+                    .is_some_and(|quiet| now >= quiet + COMPETE_QUIET)
+                {
                     self.settle();
                 }
             }
         }
+    }
+
+    /// Whether the other gave way as this end did.
+    fn watch_trial(&mut self, now: Instant, other: &mut Competition) {
+        let Some((rate, queue)) = other.trial else {
+            return;
+        };
+        let rtt = self.srtt.unwrap_or_default();
+        if self.queue <= queue.mul_f64(YIELDED_QUEUE) {
+            other.deaf = false;
+            other.trial = None;
+        } else if now >= other.fell + COMPETITOR_TIME.max(rtt * COMPETITOR_RTTS) {
+            other.deaf = true;
+            other.trial = None;
+            self.rate = self.rate.max(rate);
+        }
+    }
+
+    /// A round beside somebody else is over: of so many datagrams, so many were lost.
+    fn compete(&mut self, now: Instant, mut other: Competition, sent: u64, lost: u64, took: f64) {
+        // More than the line's own loss explains, by three standard deviations.
+        let expected = self.base_loss * sent as f64;
+        let explained = expected + 3.0 * expected.sqrt() + 0.5;
+        let rtt = self.srtt.unwrap_or_default();
+        let beyond = (lost as f64 / sent as f64 - self.base_loss).max(0.0);
+        other.loss += (beyond - other.loss) * COMPETE_LOSS_WEIGHT;
+        let congested = lost as f64 > explained;
+        let held = other.deaf && now < other.fell + TRIAL_INTERVAL;
+        if congested && held && other.loss <= HELD_LOSS {
+            // It is the other's doing, and giving way changes nothing.
+        } else if congested && now >= other.fell + 2 * rtt {
+            other.trial = (other.loss <= HELD_LOSS).then_some((self.rate, self.queue));
+            other.fell = now;
+            self.rate *= COMPETE_BACKOFF;
+        } else if !congested {
+            let most = 1.25 * self.latest_delivery() / (1.0 - self.base_loss);
+            // On a share of little it grows as TCP does there: by a packet each round trip (RFC 5681).
+            let packet = MAX_DATAGRAM_BYTES as f64 / rtt.as_secs_f64().max(0.01).powi(2);
+            let growth = (COMPETE_GROWTH * self.rate).max(packet);
+            let grown = self.rate + growth * took;
+            self.rate = grown.min(most.max(self.rate));
+        }
+        if let Some(alone) = other.alone {
+            let alone = alone / (1.0 - self.base_loss);
+            if other.loss <= MAX_FLOOR_LOSS {
+                self.rate = self.rate.max(MIN_COMPETE_SHARE * alone);
+            }
+            self.rate = self.rate.min(MAX_COMPETE_SHARE * alone);
+        }
+        self.phase = Phase::Compete(other);
     }
 
     fn go_on_draining(&mut self, now: Instant, since: Instant, peak: Duration, before: f64) {
@@ -388,10 +483,14 @@ impl RateController {
                 before,
             };
         } else if now >= since + COMPETITOR_TIME.max(rtt * COMPETITOR_RTTS) {
-            self.phase = Phase::Compete {
+            self.phase = Phase::Compete(Competition {
                 quiet: None,
                 fell: now,
-            };
+                trial: None,
+                deaf: false,
+                loss: 0.0,
+                alone: self.alone,
+            });
             self.rate = before / (1.0 - self.base_loss);
             return;
         } else {
@@ -468,7 +567,7 @@ impl RateController {
             gain: match self.phase {
                 Phase::Steady { step } => self.gain(step),
                 Phase::Drain { .. } => MIN_DRAIN_GAIN,
-                Phase::Startup { .. } | Phase::Compete { .. } => 1.0,
+                Phase::Startup { .. } | Phase::Compete(_) => 1.0,
             },
             bandwidth: self.bandwidth(),
             began: now,
@@ -490,6 +589,7 @@ impl RateController {
         if sent < MIN_SAMPLE_DATAGRAMS {
             return;
         }
+        self.limited_rounds = if limited { self.limited_rounds + 1 } else { 0 };
         let came = feedback.datagrams.saturating_sub(from.datagrams);
         let loss = sent.saturating_sub(came) as f64 / sent as f64;
         let queue_stands = self.queue > self.tolerated_queue();
@@ -498,23 +598,9 @@ impl RateController {
             let weight = (sent as f64 / 200.0).min(0.5);
             self.base_loss += (loss.min(MAX_COMPENSATED_LOSS) - self.base_loss) * weight;
         }
-        if let Phase::Compete { quiet, fell } = self.phase {
-            // More than the line's own loss explains, by three standard deviations.
-            let expected = self.base_loss * sent as f64;
-            let explained = expected + 3.0 * expected.sqrt() + 0.5;
-            let rtt = self.srtt.unwrap_or_default();
-            if sent.saturating_sub(came) as f64 > explained && now >= fell + 2 * rtt {
-                self.phase = Phase::Compete { quiet, fell: now };
-                self.rate *= COMPETE_BACKOFF;
-            } else {
-                let seconds = now.saturating_duration_since(began).as_secs_f64().min(1.0);
-                let most = 1.25 * self.latest_delivery() / (1.0 - self.base_loss);
-                // On a share of little it grows as TCP does there: by a packet each round trip (RFC 5681).
-                let packet = MAX_DATAGRAM_BYTES as f64 / rtt.as_secs_f64().max(0.01).powi(2);
-                let growth = (COMPETE_GROWTH * self.rate).max(packet);
-                let grown = self.rate + growth * seconds;
-                self.rate = grown.min(most.max(self.rate));
-            }
+        if let Phase::Compete(other) = self.phase {
+            let took = now.saturating_duration_since(began).as_secs_f64().min(1.0);
+            self.compete(now, other, sent, sent.saturating_sub(came), took);
             return;
         }
         if gain > 1.0 && limited && matches!(self.phase, Phase::Steady { .. }) {
@@ -564,11 +650,16 @@ impl RateController {
                 }
             }
             Phase::Steady { step } => {
+                // Once the probe was answered the line is known, if it was full all the time: what a camera sends
+                // tells of the camera.
+                if step == 0 && self.limited_rounds > GAINS.len() {
+                    self.alone = Some(self.bandwidth());
+                }
                 let step = (step + 1) % (GAINS.len() + 1);
                 self.phase = Phase::Steady { step };
                 self.rate = self.capacity() * self.gain(step);
             }
-            Phase::Drain { .. } | Phase::Compete { .. } => {}
+            Phase::Drain { .. } | Phase::Compete(_) => {}
         }
     }
 

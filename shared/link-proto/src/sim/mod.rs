@@ -2,13 +2,14 @@
 //! choke, all from one seed. Time jumps from event to event; nothing sleeps.
 
 mod attacker;
+mod bbr;
 mod network;
 mod rival;
 mod world;
 
 pub use attacker::{Attacker, forged_initiation};
 pub use network::{Bursts, Line, Network};
-pub use rival::Rival;
+pub use rival::{Rival, RivalKind};
 pub use world::{Edge, HUB_ADDRESS, Who, World};
 
 /// The name of a session that is not there, for what only carries it.

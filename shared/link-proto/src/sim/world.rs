@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Attacker, Line, Network, Rival,
+    Attacker, Line, Network, Rival, RivalKind,
     attacker::Work,
     network::{Delivery, LineState},
     rival::RIVAL_ADDRESS,
@@ -165,9 +165,9 @@ impl World {
     }
 
     /// From now on somebody else sends as much as goes, on the edge's way up.
-    pub fn add_rival(&mut self, place: usize) {
+    pub fn add_rival(&mut self, place: usize, kind: RivalKind) {
         let edge = &mut self.edges[place];
-        edge.rival = Some(Rival::new(self.now, edge.address));
+        edge.rival = Some(Rival::new(self.now, edge.address, kind));
     }
 
     /// Nothing passes in either direction for so long.
@@ -323,7 +323,7 @@ impl World {
             None => vec![delivery],
         };
         for edge in edges.iter_mut() {
-            while let Some(delivery) = edge.rival.as_mut().and_then(Rival::poll) {
+            while let Some(delivery) = edge.rival.as_mut().and_then(|rival| rival.poll(*now)) {
                 network.send(*now, &edge.up, &mut edge.up_state, delivery);
             }
             buffer.clear();

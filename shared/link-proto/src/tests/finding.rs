@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::traffic::endpoint;
 use crate::{
     Channel, Cipher, Endpoint, Event, SessionId,
-    sim::{Line, Who, World},
+    sim::{Line, RivalKind, Who, World},
 };
 
 /// As much bulk as goes, and what of it came in each second.
@@ -147,9 +147,16 @@ fn after_an_outage_the_line_is_used_at_once() {
 #[test]
 fn beside_a_flow_that_fills_buffers_a_share_is_held() {
     let mut table = String::from(
-        "bulk beside one flow of TCP with CUBIC on 20 Mbit/s with 256 KB of queue: Mbit/s of bulk / of the other,\n5 s each; then the other is gone",
+        "bulk beside one flow of TCP on 20 Mbit/s with 256 KB of queue: Mbit/s of bulk / of the other,\n5 s each; then the other is gone",
     );
-    for (one_way, late) in [(10, true), (50, true), (50, false)] {
+    for (kind, one_way, late) in [
+        (RivalKind::Cubic, 10, true),
+        (RivalKind::Cubic, 50, true),
+        (RivalKind::Cubic, 50, false),
+        (RivalKind::Bbr, 10, true),
+        (RivalKind::Bbr, 50, true),
+        (RivalKind::Bbr, 50, false),
+    ] {
         let mut bulk = Bulk::new(Line {
             queue_bytes: 256 * 1024,
             mtu: 1472,
@@ -158,14 +165,14 @@ fn beside_a_flow_that_fills_buffers_a_share_is_held() {
         if late {
             bulk.run(5 * SECOND);
         }
-        bulk.world.add_rival(0);
+        bulk.world.add_rival(0, kind);
         let _ = write!(
             table,
-            "\n{one_way:2} ms one way, the other {}:",
+            "\n{kind:?}, {one_way:2} ms one way, the other {}:",
             if late { "later" } else { "first" }
         );
         let mut before = 0;
-        for _ in 0..8 {
+        for _ in 0..12 {
             let (mbps, _) = bulk.run(5 * SECOND);
             let bytes = bulk.world.edges[0].rival.as_ref().unwrap().bytes;
             let other = (bytes - before) as f64 * 8.0 / 5e6;
