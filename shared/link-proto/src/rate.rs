@@ -94,6 +94,10 @@ const TRIAL_INTERVAL: Duration = Duration::from_secs(5);
 /// Weight of a round in the loss seen while competing.
 const COMPETE_LOSS_WEIGHT: f64 = 0.15;
 
+/// What fills a line for so long, without a sign of anybody else, is what it carries: a flow of TCP with CUBIC that
+/// gave way is back by then.
+const ALONE_AFTER: Duration = Duration::from_secs(20);
+
 /// Of what the line carried before somebody came, so much is taken beside him at most, and held at least while no
 /// more than [`MAX_FLOOR_LOSS`] is lost: then the line itself may have got worse.
 const MAX_COMPETE_SHARE: f64 = 0.6;
@@ -136,8 +140,8 @@ pub(crate) struct RateController {
     probe_excess: f64,
     /// What the line was seen to carry while nobody competed, in bytes per second.
     alone: Option<f64>,
-    /// Rounds without a pause, in a row.
-    limited_rounds: usize,
+    /// Since when the line has been full without a standing queue.
+    alone_since: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -217,7 +221,7 @@ impl RateController {
             pauses: VecDeque::new(),
             probe_excess: 0.0,
             alone: None,
-            limited_rounds: 0,
+            alone_since: None,
         }
     }
 
@@ -420,6 +424,15 @@ impl RateController {
         }
     }
 
+    /// A round is over. What a camera sends tells of the camera, and who yields to losses is not seen for a while.
+    fn watch_solitude(&mut self, now: Instant, limited: bool) {
+        if !limited || !matches!(self.phase, Phase::Steady { .. } | Phase::Drain { .. }) {
+            self.alone_since = None;
+        } else if now >= *self.alone_since.get_or_insert(now) + ALONE_AFTER {
+            self.alone = Some(self.bandwidth());
+        }
+    }
+
     /// Whether the other gave way as this end did.
     fn watch_trial(&mut self, now: Instant, other: &mut Competition) {
         let Some((rate, queue)) = other.trial else {
@@ -589,7 +602,7 @@ impl RateController {
         if sent < MIN_SAMPLE_DATAGRAMS {
             return;
         }
-        self.limited_rounds = if limited { self.limited_rounds + 1 } else { 0 };
+        self.watch_solitude(now, limited);
         let came = feedback.datagrams.saturating_sub(from.datagrams);
         let loss = sent.saturating_sub(came) as f64 / sent as f64;
         let queue_stands = self.queue > self.tolerated_queue();
@@ -650,11 +663,6 @@ impl RateController {
                 }
             }
             Phase::Steady { step } => {
-                // Once the probe was answered the line is known, if it was full all the time: what a camera sends
-                // tells of the camera.
-                if step == 0 && self.limited_rounds > GAINS.len() {
-                    self.alone = Some(self.bandwidth());
-                }
                 let step = (step + 1) % (GAINS.len() + 1);
                 self.phase = Phase::Steady { step };
                 self.rate = self.capacity() * self.gain(step);

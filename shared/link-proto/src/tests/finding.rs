@@ -163,7 +163,7 @@ fn beside_a_flow_that_fills_buffers_a_share_is_held() {
             ..line(2 * one_way, 0, 20_000_000, 0)
         });
         if late {
-            bulk.run(5 * SECOND);
+            bulk.run(30 * SECOND);
         }
         bulk.world.add_rival(0, kind);
         let _ = write!(
