@@ -8,6 +8,7 @@ mod enroll;
 mod identity;
 mod ingest;
 mod inputs;
+mod link_view;
 mod metrics;
 mod node;
 mod numbers;

@@ -5,7 +5,10 @@
 
 use std::fmt;
 
-use link::uplink::{LinkState, UplinkStatus};
+use link::{
+    history::{Class, metric},
+    uplink::{LinkState, UplinkStatus},
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -17,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::{
     inputs::{Count, InputState, Inputs},
+    link_view::LinkWatch,
     status::clock_ahead_ms,
 };
 
@@ -24,10 +28,12 @@ use crate::{
 pub(crate) fn registry(
     store: Store,
     link: watch::Receiver<UplinkStatus>,
+    watch: LinkWatch,
     inputs: Inputs,
 ) -> Registry {
     let mut registry = Registry::with_prefix("penstock");
-    registry.register_collector(Box::new(Link(link)));
+    registry.register_collector(Box::new(Link(link.clone())));
+    registry.register_collector(Box::new(Line { link, watch }));
     registry.register_collector(Box::new(Disk(store.clone())));
     registry.register_collector(Box::new(Streams(store)));
     registry.register_collector(Box::new(Taken(inputs)));
@@ -156,6 +162,103 @@ impl Collector for Link {
             let gauge = ConstGauge::new(value);
             let one = encoder.encode_descriptor(name, help, unit, gauge.metric_type())?;
             gauge.encode(one)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the session measures and counts.
+struct Line {
+    link: watch::Receiver<UplinkStatus>,
+    watch: LinkWatch,
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Line")
+    }
+}
+
+impl Collector for Line {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(sample) = self.watch.now() else {
+            return Ok(());
+        };
+        let report = self.link.borrow().report.clone();
+        for (name, help, unit, value) in [
+            (
+                "link_delivery_bps",
+                "Rate at which what is sent arrives, bits per second",
+                None,
+                sample.delivery_bps.map(metric),
+            ),
+            (
+                "link_queueing_delay",
+                "What waits in the queues on the way to the hub",
+                Some(&Unit::Seconds),
+                sample.queueing_delay_ms.map(|ms| metric(ms) / 1e3),
+            ),
+            (
+                "link_datagram_bytes",
+                "Largest datagram that the path to the hub carries, UDP payload",
+                None,
+                sample.datagram_bytes.map(f64::from),
+            ),
+            (
+                "link_parity_ratio",
+                "Bytes of parity for each byte sent for the first time, over the last seconds",
+                None,
+                sample.window.parity_ratio.map(metric),
+            ),
+            (
+                "link_overhead",
+                "IP bytes sent for each byte of media, over the last seconds",
+                None,
+                sample.window.overhead.map(metric),
+            ),
+        ] {
+            let Some(value) = value else { continue };
+            let gauge = ConstGauge::new(value);
+            let one = encoder.encode_descriptor(name, help, unit, gauge.metric_type())?;
+            gauge.encode(one)?;
+        }
+        let sent = &report.sent;
+        for (name, help, count) in [
+            (
+                "link_packet_bytes_sent",
+                "Bytes of KCP packets sent for the first time in this session",
+                sent.packet_bytes,
+            ),
+            (
+                "link_packet_bytes_resent",
+                "Bytes of KCP packets sent again in this session",
+                sent.resent_bytes,
+            ),
+            (
+                "link_parity_bytes_sent",
+                "Bytes of parity sent in this session",
+                sent.parity_bytes,
+            ),
+        ] {
+            let counter = ConstCounter::new(count);
+            let one = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(one)?;
+        }
+        let kind = || ConstCounter::new(0u64).metric_type();
+        let help = "Bytes of messages sent in this session, by class";
+        let mut family = encoder.encode_descriptor("link_class_bytes", help, None, kind())?;
+        for (class, count) in sent.by_class.iter() {
+            let labels = [("class", class.name())];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        let help = "Media bytes of a stream sent in this session, by class";
+        let mut family = encoder.encode_descriptor("link_stream_bytes", help, None, kind())?;
+        for stream in &report.streams {
+            let media = stream.by_class.iter();
+            for (class, count) in media.filter(|(class, _)| *class != Class::Control) {
+                let labels = [("stream", stream.stream.as_str()), ("class", class.name())];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

@@ -8,7 +8,8 @@
 //! | janitor | a timer | carries out retention |
 //! | scrub | a timer | reads segments again and compares their hashes |
 //! | allowance | a timer | counts what a metered line carries, says what may go |
-//! | http | connections | page, playlists, segments, /metrics |
+//! | http | connections | page, playlists, segments, /metrics, /link |
+//! | link's hour | a timer | takes a sample of the link |
 //!
 //! A link that is down is no failure: it is tried again for ever.
 
@@ -22,7 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use axum::routing::any_service;
-use link::uplink::{self, HubTimeTaker, LinkState, UplinkConfig, UplinkStatus};
+use link::uplink::{self, Clocks, LinkState, UplinkConfig, UplinkStatus};
 use program::{
     durable,
     exit::Failure,
@@ -43,6 +44,7 @@ use crate::{
     config::Settings,
     identity::{self, Identity},
     inputs::Inputs,
+    link_view::LinkWatch,
     metrics,
     numbers::Numbers,
     status,
@@ -161,14 +163,21 @@ impl Node {
                 .await
                 .with_context(|| format!("failed to listen on {address} (--http)"))?;
             let at = listener.local_addr()?;
-            let app = Arc::new(app(&store, &link, &identity, settings, &inputs));
+            let is_private = at.ip().is_loopback();
+            let app = Arc::new(app(&store, &link, &identity, settings, &inputs, is_private));
             let counters = serve::HttpCounters::default();
             let mut router = serve::public_router(app.clone());
-            if at.ip().is_loopback() {
-                let mut registry = metrics::registry(store.clone(), link.clone(), inputs);
+            if is_private {
+                let watch = LinkWatch::new(identity.device.clone(), store.clone(), link.clone());
+                let mut registry =
+                    metrics::registry(store.clone(), link.clone(), watch.clone(), inputs);
                 counters.register(&mut registry);
                 let metrics = serve::admin_router(app, Arc::new(registry));
-                router = router.route("/metrics", any_service(metrics));
+                router = router
+                    .route("/metrics", any_service(metrics.clone()))
+                    .route("/link", any_service(metrics))
+                    .merge(watch.clone().router());
+                tasks.spawn(watch.keep(stop.clone()));
             }
             let limits = serve::Limits::default();
             tasks.spawn(serve::run_with(
@@ -196,15 +205,12 @@ impl Node {
             answer_timeout: ANSWER_TIMEOUT,
             orders: listens,
         };
-        let hears = clock.clone();
-        let on_hub_time = Arc::new(move |time| hears.hear(time));
-        tasks.spawn(ship(
-            config,
-            store.clone(),
-            sender,
-            stop.clone(),
-            on_hub_time,
-        ));
+        let (hears, tells) = (clock.clone(), clock.clone());
+        let clocks = Clocks {
+            on_hub_time: Arc::new(move |time| hears.hear(time)),
+            recording: Arc::new(move || tells.now().wall),
+        };
+        tasks.spawn(ship(config, store.clone(), sender, stop.clone(), clocks));
         tasks.spawn(follow_floors(link.clone(), numbers.clone(), stop.clone()));
         tasks.spawn(log_link(link.clone(), identity.hub_address, stop.clone()));
         tasks.spawn(watch_clock(clock.clone(), stop.clone()));
@@ -255,17 +261,17 @@ async fn ship(
     store: Store,
     status: watch::Sender<UplinkStatus>,
     stop: CancellationToken,
-    on_hub_time: HubTimeTaker,
+    clocks: Clocks,
 ) {
     let mut wait = FIRST_RESTART;
     loop {
         let began = Instant::now();
-        let ended = uplink::run_with_clock(
+        let ended = uplink::run_with_clocks(
             config.clone(),
             store.clone(),
             status.clone(),
             stop.clone(),
-            Arc::clone(&on_hub_time),
+            clocks.clone(),
         );
         let Err(error) = ended.await else { return };
         if began.elapsed() > MAX_RESTART {
@@ -297,12 +303,14 @@ fn app(
     identity: &Identity,
     settings: &Settings,
     inputs: &Inputs,
+    plots: bool,
 ) -> App {
     let (link, inputs) = (link.clone(), inputs.clone());
     let about = status::About {
         device: identity.device.clone(),
         hub_address: identity.hub_address.clone(),
         data_dir: settings.data_dir.clone(),
+        plots,
     };
     App {
         store: store.clone(),

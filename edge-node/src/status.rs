@@ -33,6 +33,8 @@ pub(crate) struct About {
     pub(crate) device: DeviceName,
     pub(crate) hub_address: String,
     pub(crate) data_dir: PathBuf,
+    /// The page of the link's last hour is served.
+    pub(crate) plots: bool,
 }
 
 /// How the disk stands.
@@ -84,6 +86,7 @@ pub(crate) fn json(about: &About, link: &UplinkStatus, inputs: &Inputs, disk: &D
             "backfill_bytes": link.progress.backfill_bytes,
             "segments_demoted": link.progress.segments_demoted,
             "held_back": link.held_back,
+            "plots": about.plots,
         },
         "disk": {
             "state": disk.trouble.as_ref().map_or("ok", |trouble| trouble.kind.as_str()),
@@ -432,6 +435,7 @@ mod tests {
             device: "pole-7".parse().unwrap(),
             hub_address: "hub.example.org:9710".to_owned(),
             data_dir: "/data".into(),
+            plots: true,
         }
     }
 

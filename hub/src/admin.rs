@@ -25,6 +25,7 @@ use crate::{
     config::PublicAddress,
     device::{self, DeviceView},
     enroll,
+    links::Links,
     stream::{self, Ended},
     table::UnknownName,
 };
@@ -41,9 +42,10 @@ pub(crate) struct Admin {
     /// Where devices find this hub, as far as settings tell.
     pub(crate) address: Option<PublicAddress>,
     pub(crate) link: watch::Receiver<DownlinkStatus>,
+    pub(crate) links: Links,
 }
 
-/// The routes: `GET /api/v1/devices` for all, the writes for whoever holds the token.
+/// The routes: `GET /api/v1/devices` and `…/{device}/link` for all, the writes for whoever holds the token.
 pub(crate) fn router(admin: Arc<Admin>) -> Router {
     let writes = Router::new()
         .route("/api/v1/devices", post(invite))
@@ -60,6 +62,7 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route_layer(middleware::from_fn_with_state(admin.clone(), holds_token));
     Router::new()
         .route("/api/v1/devices", get(list_devices))
+        .route("/api/v1/devices/{device}/link", get(device_link))
         .merge(writes)
         .with_state(admin)
 }
@@ -111,6 +114,26 @@ fn with_session(view: DeviceView, link: &DownlinkStatus) -> Device {
         .find(|s| s.device == view.name)
         .map(session_json);
     Device { view, session }
+}
+
+/// `GET /api/v1/devices/{device}/link`: how the device's link stands, and its last hour.
+///
+/// `connected`; `now` (null while it is not connected) and `samples`, oldest first, one each `interval_ms` while it
+/// was connected; `streams`, those that it ships in this session. What is `null` was not known or did not apply.
+/// Delays are in milliseconds, `*_ms` otherwise Unix milliseconds, `loss` and shares from 0 to 1. `rate_bps`,
+/// `delivery_bps`, `loss`, `rtt_ms`, `queueing_delay_ms`, `datagram_bytes`, `sent_bps`, `media_bps`, `parity_ratio`,
+/// `resent_ratio`, `overhead` and `shares` are what the device says; `live_lag_ms`, `backlog` and `recovered` are known here.
+async fn device_link(State(admin): State<Arc<Admin>>, Path(device): Path<String>) -> Answer {
+    let name: DeviceName = parse(&device)?;
+    let (store, wanted) = (admin.store.clone(), name.clone());
+    blocking(move || {
+        let found = store.devices()?.iter().any(|device| device.name == wanted);
+        device::known(&store, &wanted, found)
+    })
+    .await?;
+    let link = admin.link.borrow().clone();
+    let session = link.sessions.iter().find(|s| s.device == name);
+    ok(&admin.links.view(name, session))
 }
 
 /// A session as `/api/v1/status` and `/api/v1/devices` show it.

@@ -8,6 +8,8 @@ mod config;
 mod device;
 mod enroll;
 mod keys;
+mod link_metrics;
+mod links;
 mod metrics;
 mod serve;
 mod stream;

@@ -16,17 +16,21 @@ use serve::HttpCounters;
 use store::{Store, StreamState};
 use tokio::sync::watch;
 
+use crate::{link_metrics::Lines, links::Links};
+
 /// The registry of a running hub.
 pub(crate) fn registry(
     store: Store,
     link: watch::Receiver<DownlinkStatus>,
+    links: Links,
     http: &HttpCounters,
     admin: &HttpCounters,
 ) -> Registry {
     let mut registry = Registry::with_prefix("penstock");
     http.register(&mut registry);
     admin.register(registry.sub_registry_with_prefix("admin"));
-    registry.register_collector(Box::new(Link(link)));
+    registry.register_collector(Box::new(Link(link.clone())));
+    registry.register_collector(Box::new(Lines { link, links }));
     registry.register_collector(Box::new(Totals(store)));
     registry
 }
@@ -259,7 +263,6 @@ mod tests {
     use std::time::Duration;
 
     use link::{Counters, Dropped, downlink::SessionStatus};
-    use model::WallTime;
     use prometheus_client::encoding::text;
 
     use super::*;
@@ -272,13 +275,8 @@ mod tests {
             .register_stream(&"gate".parse().unwrap(), None)
             .unwrap();
         let session = |device: &str, rtt| SessionStatus {
-            device: device.parse().unwrap(),
-            peer: ([10, 0, 0, 9], 4_000).into(),
-            since: WallTime(0),
             rtt,
-            loss: 0.0,
-            bytes_received: 0,
-            clock_ahead_ms: -1_500,
+            ..crate::links::tests::session(device)
         };
         let counters = Counters {
             datagrams_sent: 1,
@@ -313,7 +311,8 @@ mod tests {
             counters,
         };
         let http = HttpCounters::default();
-        let registry = registry(store, watch::channel(status).1, &http, &http);
+        let links = Links::default();
+        let registry = registry(store, watch::channel(status).1, links, &http, &http);
         let mut shown = String::new();
         text::encode(&mut shown, &registry).unwrap();
         for line in [
@@ -338,6 +337,7 @@ mod tests {
             "# TYPE penstock_link_rtt_seconds gauge",
             "penstock_link_rtt_seconds{device=\"pole-7\"} 0.04",
             "penstock_link_clock_ahead_seconds{device=\"pole-8\"} -1.5",
+            "penstock_link_loss{device=\"pole-8\"} 0.05",
             "penstock_http_connections_open 0",
             "penstock_admin_http_connections_failed_total{reason=\"malformed\"} 0",
             "penstock_streams 1",

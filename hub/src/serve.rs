@@ -10,6 +10,7 @@
 //! | catalog | the catalog's damage | ends the daemon, so that the next start rebuilds it |
 //! | foreign | a timer | notices what subcommands wrote to the catalog |
 //! | disk | a timer | looks at the disk; while it fails, tries it |
+//! | links | a timer | takes a sample of each device's link |
 //!
 //! A task that ends by itself ends the daemon: a hub that only looks alive is worse than one that its
 //! service manager starts again. The first signal ends all in order, the second at once.
@@ -38,7 +39,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{self, Admin},
     config::Settings,
-    enroll, keys, metrics,
+    enroll, keys,
+    links::{self, Links},
+    metrics,
     tasks::Tasks,
     upkeep::{self, blocking},
 };
@@ -87,9 +90,11 @@ async fn serve(settings: Settings, signals: Shutdown) -> Result<()> {
     let (status, link_status) = watch::channel(DownlinkStatus::default());
     let app = Arc::new(app(store.clone(), link_status.clone()));
     let (counters, admin_counters) = (HttpCounters::default(), HttpCounters::default());
+    let links = Links::default();
     let registry = Arc::new(metrics::registry(
         store.clone(),
         link_status.clone(),
+        links.clone(),
         &counters,
         &admin_counters,
     ));
@@ -99,6 +104,7 @@ async fn serve(settings: Settings, signals: Shutdown) -> Result<()> {
         token,
         address: enroll::known_address(&settings),
         link: link_status.clone(),
+        links: links.clone(),
     }));
 
     let stop = signals.first;
@@ -151,6 +157,10 @@ async fn serve(settings: Settings, signals: Shutdown) -> Result<()> {
     tasks.spawn(
         "disk",
         forever(upkeep::check_disk(store.clone(), stop.clone())),
+    );
+    tasks.spawn(
+        "links",
+        forever(links::keep(links, link_status.clone(), stop.clone())),
     );
     let addresses = Addresses {
         http: http_address,

@@ -256,6 +256,46 @@ fn only_the_token_writes() {
 }
 
 #[test]
+fn a_devices_link_is_told_on_the_admin_listener() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Daemon::start(dir.path());
+    let (code, _, err) = hub_in(dir.path(), &["enroll", "pole-7", "--address", &hub.link]);
+    assert_eq!(code, 0, "{err}");
+    let link = |listener: &str, name: &str| get(&format!("{listener}/api/v1/devices/{name}/link"));
+    until("the daemon knows", || {
+        link(&hub.admin, "pole-7").status == 200
+    });
+    assert_eq!(
+        link(&hub.admin, "pole-7").json(),
+        json!({
+            "device": "pole-7", "connected": false, "peer": null, "since_ms": null, "reported_ms": null,
+            "now": null, "streams": [], "interval_ms": 10_000, "samples": [],
+        })
+    );
+    let unknown = link(&hub.admin, "pole-9");
+    assert_eq!(unknown.status, 404);
+    assert!(
+        unknown
+            .error()
+            .contains("no device named pole-9; known: pole-7"),
+        "{}",
+        unknown.text
+    );
+    assert_eq!(link(&hub.admin, "Pole").status, 400);
+    let page = get(&format!("{}/", hub.admin));
+    assert_eq!(
+        (page.status, page.content_type.starts_with("text/html")),
+        (200, true)
+    );
+    assert!(page.text.contains("assets/link.js"), "{}", page.text);
+    // None of it is public.
+    for path in ["/api/v1/devices/pole-7/link", "/link"] {
+        assert_eq!(get(&format!("{}{path}", hub.http)).status, 404, "{path}");
+    }
+    assert_eq!(hub.stop(), 0);
+}
+
+#[test]
 fn subcommands_work_beside_it() {
     let dir = tempfile::tempdir().unwrap();
     let hub = Daemon::start(dir.path());

@@ -163,6 +163,8 @@ pub struct SessionStats {
     pub rate_bps: u64,
     /// The largest datagram that the path is known to carry, in bytes of UDP payload.
     pub datagram_bytes: usize,
+    /// What arrived lately, as the peer tells; nought before it has.
+    pub delivery_bps: u64,
     /// Somebody else fills the path's queue: the rate follows losses and holds a share.
     pub competes: bool,
     /// Share of this end's datagrams that did not arrive lately, 0 to 1.
@@ -183,8 +185,12 @@ pub struct SessionStats {
     /// KCP packets with data, and how many of them were sent again.
     pub packets_sent: u64,
     pub packets_resent: u64,
+    /// Their bytes: sent for the first time, and again.
+    pub packet_bytes_sent: u64,
+    pub packet_bytes_resent: u64,
     /// Parity datagrams sent, and packets that the peer's parity gave back here.
     pub parities_sent: u64,
+    pub parity_bytes_sent: u64,
     pub packets_recovered: u64,
     /// How many datagrams the line loses in a row, on average.
     pub loss_burst: f32,

@@ -230,6 +230,11 @@ impl RateController {
         self.rate
     }
 
+    /// Bytes per second that arrived lately, as the peer tells; nought before it has.
+    pub(crate) fn delivery(&self) -> f64 {
+        self.latest.map_or(0.0, |_| self.latest_delivery())
+    }
+
     pub(crate) fn rtt(&self) -> Option<Duration> {
         self.srtt
     }

@@ -297,6 +297,7 @@ impl Session {
             queueing_delay: self.rate.queueing_delay(),
             rate_bps: (self.paced_rate() * 8.0) as u64,
             datagram_bytes: self.mtu.datagram_bytes(),
+            delivery_bps: (self.rate.delivery() * 8.0) as u64,
             competes: self.rate.competes(),
             loss: self.losses.loss() as f32,
             loss_burst: self.losses.burst() as f32,

@@ -10,6 +10,7 @@ pub mod downlink;
 mod driver;
 mod drops;
 pub mod enrol;
+pub mod history;
 mod keys;
 mod reach;
 mod resolve;

@@ -2,6 +2,7 @@
 // All URLs are relative to the page, so that a reverse proxy's prefix works.
 "use strict";
 (() => {
+  const { now, plural, bytes, span, clock, set, show, json, server_status } = window.penstock_common;
   const HLS_URL = document.currentScript.dataset.hls;
   const POLL_MS = 3000;
   const RETRY_MS = 2000;
@@ -14,36 +15,12 @@
   const penstock = (window.penstock = { player: null, fatal: null, streams: [] });
   const cards = new Map();
   let zoom_s = 0;
-  let clock_ms = 0; // server's time minus ours
   let wanted = null; // { name, mode: "live" | "rec", from, to } as the address says
   let retry = 0;
   let attempt = 0; // counts what was started, so that late answers to what was given up are known
 
   // --- words
 
-  const now = () => Date.now() + clock_ms;
-  const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
-  const bytes = (n) => {
-    const units = ["B", "kB", "MB", "GB", "TB"];
-    let i = 0;
-    for (; n >= 1000 && i < units.length - 1; i++) n /= 1000;
-    return `${n >= 100 || i === 0 ? Math.round(n) : n.toFixed(1)} ${units[i]}`;
-  };
-  const span = (ms) => {
-    const s = Math.max(0, Math.round(ms / 1000));
-    if (s < 60) return `${s} s`;
-    if (s < 3600) return `${Math.floor(s / 60)} min${s % 60 && s < 600 ? ` ${s % 60} s` : ""}`;
-    if (s < 86400) return `${Math.floor(s / 3600)} h${Math.floor((s % 3600) / 60) ? ` ${Math.floor((s % 3600) / 60)} min` : ""}`;
-    return `${Math.floor(s / 86400)} d${Math.floor((s % 86400) / 3600) ? ` ${Math.floor((s % 86400) / 3600)} h` : ""}`;
-  };
-  const clock = (ms, exact) => {
-    const t = new Date(ms);
-    const time = t.toLocaleTimeString([], {
-      hourCycle: "h23", hour: "2-digit", minute: "2-digit", second: exact ? "2-digit" : undefined,
-    });
-    const today = new Date(now()).toDateString() === t.toDateString();
-    return today ? time : `${t.toLocaleDateString([], { day: "numeric", month: "short" })} ${time}`;
-  };
   const codec = (c) => {
     const known = { avc1: "H.264", avc3: "H.264", hvc1: "H.265", hev1: "H.265", mp4a: "AAC" };
     return known[c.split(".")[0]] ?? c;
@@ -53,21 +30,11 @@
     ...(s.codecs ? s.codecs.split(",").map((c) => codec(c.trim())) : []),
     s.device,
   ].filter(Boolean).join(" · ");
-  const set = (node, text) => { if (node.textContent !== text) node.textContent = text; };
-  const show = (node, text) => { node.hidden = !text; set(node, text || ""); };
-
   // --- the list
-
-  async function json(url) {
-    const answer = await fetch(url, { cache: "no-cache" });
-    if (!answer.ok) throw new Error(`${url}: ${answer.status}`);
-    return answer.json();
-  }
 
   async function refresh() {
     try {
-      const [list, status] = await Promise.all([json("api/v1/streams"), json("api/v1/status")]);
-      clock_ms = Date.parse(status.time) - Date.now() || 0;
+      const [list, status] = await Promise.all([json("api/v1/streams"), server_status()]);
       penstock.streams = list.streams;
       show_status(status);
       show_streams(list.streams);
@@ -89,6 +56,7 @@
     if (status.role === "edge" && status.link) {
       const state = status.link.state ?? String(status.link);
       good = state === "connected";
+      $("link-page").hidden = !status.link.plots;
       text = good ? "Connected to the hub" : `Hub: ${status.link.reason || state.replaceAll("_", " ")}`;
     } else if (Array.isArray(status.sessions)) {
       text = `${plural(status.sessions.length, "device")} connected`;

@@ -202,7 +202,7 @@ impl Kind {
             } else {
                 Self::Segment
             }
-        } else if path == "/" || path.starts_with("/assets/") {
+        } else if path == "/" || path == "/link" || path.starts_with("/assets/") {
             Self::Page
         } else {
             Self::Api

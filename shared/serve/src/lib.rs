@@ -67,7 +67,8 @@ pub struct App {
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Extra JSON for `GET /api/v1/status`, an object whose keys stand beside `role`, `version`, `time` and
     /// `ready`. Runs on a blocking thread. The page shows `link.state` (`connected`, or a word for what is
-    /// the matter) and `link.reason` (a sentence) where they are there, and the length of `sessions`.
+    /// the matter) and `link.reason` (a sentence) where they are there, a way to `/link` where `link.plots` is true,
+    /// and the length of `sessions`.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
 }
 
@@ -78,19 +79,25 @@ pub fn public_router(app: Arc<App>) -> Router {
     let page = Arc::new(Page::new());
     Router::new()
         .route("/s/{*path}", any(media::serve).with_state(media))
-        .route("/", get(page::index).with_state(page.clone()))
+        .route("/", get(page::streams).with_state(page.clone()))
         .route("/assets/{file}", get(page::asset).with_state(page))
         .merge(api_router(app, disk))
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
 }
 
-/// The public router's API and health plus `/metrics`; the program merges its own write routes.
+/// The public router's API and health plus `/metrics`, and the page of links at `/` and `/link`; the program merges
+/// its own routes: writes, and what that page asks for (`/api/v1/devices` and `/api/v1/devices/{device}/link` of a
+/// hub, `/api/v1/link` of an edge).
 pub fn admin_router(app: Arc<App>, metrics: Arc<Registry>) -> Router {
     let disk = Disk::new();
     let metrics = counters::Exposition::new(metrics, disk.clone());
+    let page = Arc::new(Page::new());
     Router::new()
         .route("/metrics", get(counters::metrics).with_state(metrics))
+        .route("/", get(page::links).with_state(page.clone()))
+        .route("/link", get(page::links).with_state(page.clone()))
+        .route("/assets/{file}", get(page::asset).with_state(page))
         .merge(api_router(app, disk))
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)

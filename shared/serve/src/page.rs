@@ -1,6 +1,6 @@
-//! The page at `/` and its files, built into the program.
+//! The pages and their files, built into the program: streams, and how links do.
 //!
-//! The page asks the API and the media routes like any other client; nothing is rendered here. Its files
+//! A page asks the API and the media routes like any other client; nothing is rendered here. Their files
 //! carry their hash in the URL, so caches may keep them while the page itself is always checked.
 
 use std::{io::Read, sync::Arc};
@@ -36,8 +36,9 @@ const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
 const CACHE_CHECKED: HeaderValue = HeaderValue::from_static("max-age=0, must-revalidate");
 const CACHE_FOREVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
-const INDEX: &str = include_str!("../assets/index.html");
-const FILES: [(&str, &str, &[u8]); 5] = [
+const STREAMS: &str = include_str!("../assets/index.html");
+const LINKS: &str = include_str!("../assets/link.html");
+const FILES: [(&str, &str, &[u8]); 8] = [
     (
         "app.js",
         "text/javascript; charset=utf-8",
@@ -47,6 +48,21 @@ const FILES: [(&str, &str, &[u8]); 5] = [
         "app.css",
         "text/css; charset=utf-8",
         include_bytes!("../assets/app.css"),
+    ),
+    (
+        "common.js",
+        "text/javascript; charset=utf-8",
+        include_bytes!("../assets/common.js"),
+    ),
+    (
+        "link.js",
+        "text/javascript; charset=utf-8",
+        include_bytes!("../assets/link.js"),
+    ),
+    (
+        "link.css",
+        "text/css; charset=utf-8",
+        include_bytes!("../assets/link.css"),
     ),
     (
         "icon.svg",
@@ -65,9 +81,10 @@ const FILES: [(&str, &str, &[u8]); 5] = [
     ),
 ];
 
-/// The page, ready to be sent.
+/// The pages, ready to be sent.
 pub(crate) struct Page {
-    index: File,
+    streams: File,
+    links: File,
     files: Vec<(&'static str, File)>,
 }
 
@@ -81,19 +98,20 @@ struct File {
 
 impl Page {
     pub(crate) fn new() -> Self {
-        let mut everything = INDEX.as_bytes().to_vec();
+        let mut everything = [STREAMS, LINKS].concat().into_bytes();
         for (_, _, bytes) in FILES {
             everything.extend_from_slice(bytes);
         }
         let mut hash = SegmentHash::of(&everything).to_string();
         hash.truncate(HASH_DIGITS);
         let file = |bytes, content_type, cache| File::new(bytes, &hash, content_type, cache);
+        let html = |text: &str| {
+            let text = text.replace(HASH_MARK, &hash).into();
+            file(text, "text/html; charset=utf-8", CACHE_CHECKED)
+        };
         Self {
-            index: file(
-                INDEX.replace(HASH_MARK, &hash).into(),
-                "text/html; charset=utf-8",
-                CACHE_CHECKED,
-            ),
+            streams: html(STREAMS),
+            links: html(LINKS),
             files: FILES
                 .map(|(name, content_type, bytes)| {
                     (
@@ -106,9 +124,14 @@ impl Page {
     }
 }
 
-/// `GET /`
-pub(crate) async fn index(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
-    page.index.respond(&headers).await
+/// `GET /`: streams, and a player.
+pub(crate) async fn streams(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
+    page.streams.respond(&headers).await
+}
+
+/// `GET /link`: the last hour of links.
+pub(crate) async fn links(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
+    page.links.respond(&headers).await
 }
 
 /// `GET /assets/{file}`

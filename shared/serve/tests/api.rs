@@ -158,7 +158,25 @@ async fn metrics_are_on_the_admin_side_only() {
             .status,
         404
     );
-    assert_eq!(ask(&world.admin, "GET", "/", &[]).await.status, 404);
+}
+
+#[tokio::test]
+async fn the_page_of_links_is_on_the_admin_side_only() {
+    let world = World::new();
+    for path in ["/", "/link"] {
+        let page = ask(&world.admin, "GET", path, &[]).await;
+        assert_eq!(page.status, 200, "{path}");
+        assert!(!page.text().contains("{{"), "an unfilled mark");
+        let urls = page.text().split('"').filter(|t| t.starts_with("assets/"));
+        let mut scripts = Vec::new();
+        for url in urls {
+            let asset = ask(&world.admin, "GET", &format!("/{url}"), &[]).await;
+            assert_eq!(asset.status, 200, "{url}");
+            scripts.extend(url.split('?').next().filter(|name| name.ends_with(".js")));
+        }
+        assert_eq!(scripts, ["assets/common.js", "assets/link.js"]);
+    }
+    assert_eq!(world.get("/link").await.error().0, 404);
 }
 
 /// A program's write routes beside the read-only ones, on the same paths.
@@ -245,7 +263,10 @@ async fn the_page_brings_all_that_it_needs() {
 fn nothing_in_the_page_is_absolute() {
     for text in [
         include_str!("../assets/index.html"),
+        include_str!("../assets/link.html"),
+        include_str!("../assets/common.js"),
         include_str!("../assets/app.js"),
+        include_str!("../assets/link.js"),
     ] {
         for absolute in [
             "src=\"/",

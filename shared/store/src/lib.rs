@@ -50,7 +50,7 @@ pub use edge_writer::EdgeWriter;
 pub use error::StoreError;
 pub use files::make_data_dir;
 pub use recording::MAX_RECORDING_SEGMENTS;
-pub use replication::MAX_ANNOUNCED_ROWS;
+pub use replication::{Backlog, MAX_ANNOUNCED_ROWS};
 pub use restamp::RESTAMP_TOLERANCE_MS;
 pub use retention::RetentionLimits;
 pub use scrub::{ScrubTotals, Scrubbed};

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use model::{HoleReason, RangeSet, SegmentInfo, SegmentNumber, StreamName};
+use model::{HoleReason, RangeSet, SegmentInfo, SegmentNumber, StreamName, WallTime};
 
 use crate::{
     Announced, Comparison, HeldPage, Store,
@@ -19,6 +19,27 @@ use crate::{
 /// Most segments of a stream that a hub knows of and lacks: nine hours of two-second segments, far above what
 /// an edge announces ahead of shipping.
 pub const MAX_ANNOUNCED_ROWS: u64 = 16_384;
+
+/// What a hub knows of and lacks; what an edge has and its hub lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backlog {
+    pub segments: u64,
+    /// As announced: what is here of a segment already counts too.
+    pub bytes: u64,
+    /// When the oldest of them begins.
+    pub oldest: Option<WallTime>,
+}
+
+impl Backlog {
+    /// Both together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            segments: self.segments.saturating_add(other.segments),
+            bytes: self.bytes.saturating_add(other.bytes),
+            oldest: self.oldest.into_iter().chain(other.oldest).min(),
+        }
+    }
+}
 
 /// Segments tried on each side to tell a bad file from a bad disk.
 const NEIGHBOURS: usize = 3;
@@ -73,6 +94,19 @@ impl Store {
                 streams::raise_floor(c, row.id, number)?;
             }
             Ok(found)
+        })
+    }
+
+    /// Hub: what the edge has announced and this store lacks.
+    pub fn backlog(&self, stream: &StreamName) -> Result<Backlog> {
+        self.inner().catalog.read(|c| {
+            let row = streams::get(c, stream)?;
+            let (segments, bytes, oldest) = segments::count_announced(c, row.id)?;
+            Ok(Backlog {
+                segments,
+                bytes,
+                oldest,
+            })
         })
     }
 

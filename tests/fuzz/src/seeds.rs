@@ -1,8 +1,14 @@
 //! First inputs where the repository has no file to take: messages, requests, words.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use link_proto::messages::{
-    Chunk, Hello, PROTOCOL_VERSION, PartEnd, SegmentStart, Settled, ToEdge, ToHub,
+use link_proto::{
+    messages::{
+        Chunk, Hello, LineReport, PROTOCOL_VERSION, PartEnd, Report, SegmentStart, SentReport,
+        Settled, StreamReport, ToEdge, ToHub,
+    },
+    replicate::class::ByClass,
 };
 use model::{
     HoleReason, MediaDuration, MediaTime, RunInfo, SegmentHash, SegmentInfo, SegmentNumber,
@@ -207,6 +213,24 @@ fn to_hub() -> Vec<ToHub> {
             within: SegmentNumber(0)..=number,
             ranges: vec![SegmentNumber(5)..=SegmentNumber(6)],
         },
+        ToHub::Report(Report {
+            clock: WallTime(1_777_622_400_000),
+            line: LineReport {
+                rate_bps: 8_000_000,
+                loss_ppm: 50_000,
+                rtt: Some(Duration::from_millis(100)),
+                ..LineReport::default()
+            },
+            sent: SentReport {
+                bytes: 1_000_000,
+                ..SentReport::default()
+            },
+            streams: vec![StreamReport {
+                stream: stream.clone(),
+                live: true,
+                by_class: ByClass::default(),
+            }],
+        }),
         ToHub::StreamEnd {
             stream,
             last: Some(number),

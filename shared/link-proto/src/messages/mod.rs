@@ -7,6 +7,7 @@
 //! Keeps invariants 5 and 7: every list and text has a named limit, and no bytes lead to a panic.
 
 mod check;
+mod report;
 mod to_edge;
 mod to_hub;
 mod wire;
@@ -20,6 +21,7 @@ use model::{
 };
 
 pub use check::ProtocolError;
+pub use report::{LineReport, MAX_REPORTED_STREAMS, Report, SentReport, StreamReport};
 
 use crate::MAX_MESSAGE_BYTES;
 
@@ -110,6 +112,8 @@ pub enum ToHub {
         within: RangeInclusive<SegmentNumber>,
         ranges: Vec<RangeInclusive<SegmentNumber>>,
     },
+    /// How the link stands, for whoever watches it.
+    Report(Report),
 }
 
 /// From a hub to an edge.

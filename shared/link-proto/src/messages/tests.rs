@@ -1,6 +1,9 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::replicate::class::{ByClass, Class};
 
 fn stream() -> StreamName {
     "gate".parse().unwrap()
@@ -122,7 +125,42 @@ fn every_to_hub() -> Vec<ToHub> {
                 .map(|i| SegmentNumber(i << 50)..=SegmentNumber((i << 50) + 9))
                 .collect(),
         },
+        ToHub::Report(report()),
     ]
+}
+
+/// As large as can be.
+fn report() -> Report {
+    let mut by_class = ByClass::default();
+    for class in Class::ALL {
+        by_class.add(class, 1 << 53);
+    }
+    Report {
+        clock: WallTime::LATEST,
+        line: LineReport {
+            rate_bps: 1_000_000_000_000,
+            delivery_bps: 999_999_999_999,
+            loss_ppm: 1_000_000,
+            rtt: Some(Duration::from_secs(600)),
+            queueing_delay: Duration::from_micros(1_234),
+            datagram_bytes: 65_535,
+        },
+        sent: SentReport {
+            datagrams: 1 << 53,
+            bytes: 1 << 53,
+            packet_bytes: 1 << 53,
+            resent_bytes: 1 << 53,
+            parity_bytes: 1 << 53,
+            by_class,
+        },
+        streams: (0..MAX_REPORTED_STREAMS)
+            .map(|i| StreamReport {
+                stream: format!("{i:x>64}").parse().unwrap(),
+                live: true,
+                by_class,
+            })
+            .collect(),
+    }
 }
 
 fn every_to_edge() -> Vec<ToEdge> {

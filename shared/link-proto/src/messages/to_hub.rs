@@ -4,7 +4,7 @@ use model::SegmentNumber;
 
 use super::{
     Chunk, Hello, MAX_ANNOUNCED, MAX_CHUNK_BYTES, MAX_TOKEN_BYTES, PartEnd, ProtocolError,
-    SegmentStart, ToHub, check,
+    SegmentStart, ToHub, check, report,
     wire::{self, to_hub::Kind},
 };
 
@@ -73,6 +73,7 @@ pub(super) fn from_wire(message: wire::ToHub) -> Result<Option<ToHub>, ProtocolE
             segments: check::walls(m.segments)?,
         },
         Kind::Holding(m) => holding(m)?,
+        Kind::Report(m) => ToHub::Report(report::from_wire(m)?),
     }))
 }
 
@@ -229,6 +230,7 @@ pub(super) fn to_wire(message: &ToHub) -> wire::ToHub {
             first: within.start().0,
             last: within.end().0,
         }),
+        ToHub::Report(report) => Kind::Report(report::to_wire(report)),
     };
     wire::ToHub { kind: Some(kind) }
 }

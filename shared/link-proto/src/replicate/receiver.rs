@@ -219,6 +219,8 @@ impl Receiver {
                 Err(ProtocolError::OutOfOrder("enrolment"))
             }
             ToHub::StreamOpen { stream } => self.open(stream),
+            // Not about the store: for whoever watches.
+            ToHub::Report(_) => Ok(None),
             ToHub::SettledNext { stream, cursor } => {
                 Ok(self.media(&stream)?.map(|_| Job::Compare {
                     stream,

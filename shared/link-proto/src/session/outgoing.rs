@@ -229,6 +229,7 @@ impl Session {
             let mut full = false;
             while let Some(sn) = lane.conversation.flight.next_lost(now) {
                 let (fragment, data) = content(lane.conversation.flight.bytes(sn));
+                let data_bytes = data.len() as u64;
                 full = !self.plain.push(&Frame::Data(Packet {
                     channel: channel.index() as u8,
                     fragment,
@@ -241,6 +242,7 @@ impl Session {
                 lane.conversation.flight.on_sent_again(now, counter);
                 self.stats.packets_sent += 1;
                 self.stats.packets_resent += 1;
+                self.stats.packet_bytes_resent += data_bytes;
                 any = true;
             }
             while !full && let Some(bytes) = lane.encoder.next_bytes() {
@@ -252,6 +254,7 @@ impl Session {
                         flight.on_parity(now, sn, Some(counter), parity.last);
                     }
                     self.stats.parities_sent += 1;
+                    self.stats.parity_bytes_sent += parity.bytes.len() as u64;
                     any = true;
                 }
             }
@@ -260,6 +263,7 @@ impl Session {
             while !full && let Some(sn) = lane.conversation.flight.next_new() {
                 let covered = lossy || lane.encoder.opened().is_some();
                 let (fragment, data) = content(lane.conversation.flight.bytes(sn));
+                let data_bytes = data.len() as u64;
                 full = !self.plain.push(&Frame::Data(Packet {
                     channel: channel.index() as u8,
                     fragment,
@@ -278,6 +282,7 @@ impl Session {
                 }
                 lane.conversation.flight.on_sent_new(now, counter, covered);
                 self.stats.packets_sent += 1;
+                self.stats.packet_bytes_sent += data_bytes;
                 any = true;
                 if channel != Channel::Control {
                     self.mtu.wanted(now);

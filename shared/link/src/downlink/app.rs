@@ -25,6 +25,7 @@ use super::{
     doubles::Doubles,
     flood::{FloodWatch, News},
     session::{Left, Session, State, welcome},
+    sight::Sight,
     worker::{Done, Pool, Work, Worker},
 };
 use crate::{
@@ -287,7 +288,9 @@ impl Downlink {
             self.retired.extend([(device, before.clone())]);
             return self.close(now, endpoint, id, Bye::Shutdown);
         }
-        let desk = Desk::new(self.store.clone(), id, device.clone());
+        let ahead_ms = self.sessions.get(&id).map_or(0, |s| s.clock_ahead_ms);
+        let sight = Arc::new(Sight::new(ahead_ms));
+        let desk = Desk::new(self.store.clone(), id, device.clone(), Arc::clone(&sight));
         let worker = Worker::start(
             &self.pool,
             id,
@@ -304,6 +307,7 @@ impl Downlink {
         session.state = State::Member {
             device: device.clone(),
             worker,
+            sight,
         };
         self.members.insert(device.clone(), id);
         endpoint.admit(id);
@@ -316,7 +320,7 @@ impl Downlink {
     fn check_devices(&mut self, now: Instant, registry: &Registry) {
         let mut gone = Vec::new();
         for (id, session) in &self.sessions {
-            let State::Member { device, worker } = &session.state else {
+            let State::Member { device, worker, .. } = &session.state else {
                 continue;
             };
             match registry.devices.get(device) {
@@ -426,7 +430,7 @@ impl Downlink {
     }
 
     fn retire(&mut self, state: State) {
-        if let State::Member { device, worker } = state {
+        if let State::Member { device, worker, .. } = state {
             tracing::info!(%device, "device gone");
             self.members.remove(&device);
             worker.stop();
@@ -545,7 +549,8 @@ impl Downlink {
         for &id in self.members.values() {
             if let (Some(session), Some(stats)) = (self.sessions.get_mut(&id), endpoint.stats(id)) {
                 session.tell_turns(now, &stats);
-                sessions.extend(session.status(&stats));
+                session.count_backlogs();
+                sessions.extend(session.status(now, &stats));
             }
         }
         let counters = Counters {

@@ -3,8 +3,10 @@
 //! Whoever calls waits for the disk: never the loop (`worker.rs` says who does).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::RangeInclusive,
+    sync::Arc,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -14,11 +16,16 @@ use link_proto::{
     replicate::receiver::{Job, Outcome, Partial, Receiver},
 };
 use model::{
-    DeviceName, HoleReason, RangeSet, RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName,
+    DeviceName, HoleReason, MediaDuration, RangeSet, RunInfo, SegmentHash, SegmentInfo,
+    SegmentNumber, StreamName, WallTime,
 };
 use store::{Announced, OpenSegment, SegmentWriter, Store, StoreError};
 
-use super::worker::{Clerk, Done, Work};
+use super::{
+    sight::Sight,
+    worker::{Clerk, Done, Work},
+};
+use crate::wall_now;
 
 /// A receiver with the store that it writes to.
 pub(super) struct Desk {
@@ -35,6 +42,10 @@ pub(super) struct Desk {
     opened_at: HashMap<StreamName, SegmentNumber>,
     /// Segments that the store had found damaged when the session began: more since is a reason to compare anew.
     lost_before: u64,
+    /// For whoever watches.
+    sight: Arc<Sight>,
+    /// Streams whose backlog may be another one than was counted.
+    backlog_of: BTreeSet<StreamName>,
 }
 
 impl Clerk for Desk {
@@ -45,6 +56,8 @@ impl Clerk for Desk {
                 self.receiver.reset();
                 self.writers.clear();
                 self.opened_at.clear();
+                self.backlog_of.clear();
+                self.sight.reset();
                 (None, true)
             }
             Work::CheckOwner if self.store.scrub_totals().lost != self.lost_before => {
@@ -52,6 +65,10 @@ impl Clerk for Desk {
                 (Some(Done::Failed { session }), false)
             }
             Work::CheckOwner => (self.check_owner(), true),
+            Work::Count => {
+                self.count_backlogs();
+                (None, true)
+            }
             Work::Message {
                 generation,
                 channel,
@@ -86,10 +103,17 @@ impl Clerk for Desk {
 struct Writing {
     writer: SegmentWriter,
     live: bool,
+    /// Where the media ends that is here, by the device's clock; None where it was begun in an earlier session.
+    end: Option<WallTime>,
 }
 
 impl Desk {
-    pub(super) fn new(store: Store, session: SessionId, device: DeviceName) -> Self {
+    pub(super) fn new(
+        store: Store,
+        session: SessionId,
+        device: DeviceName,
+        sight: Arc<Sight>,
+    ) -> Self {
         Self {
             lost_before: store.scrub_totals().lost,
             store,
@@ -99,6 +123,8 @@ impl Desk {
             writers: HashMap::new(),
             runs: HashMap::new(),
             opened_at: HashMap::new(),
+            sight,
+            backlog_of: BTreeSet::new(),
         }
     }
 
@@ -107,6 +133,10 @@ impl Desk {
             tracing::debug!(device = %self.device, "a message of a later version");
             return Ok(Vec::new());
         };
+        if let ToHub::Report(report) = message {
+            self.sight.report(Instant::now(), wall_now(), report);
+            return Ok(Vec::new());
+        }
         let Some(job) = self.receiver.handle_message(channel, message)? else {
             return Ok(Vec::new());
         };
@@ -114,6 +144,26 @@ impl Desk {
             .carry_out(job)?
             .map(|outcome| self.receiver.handle_outcome(outcome))
             .unwrap_or_default())
+    }
+
+    /// Counts what is missing of the streams whose backlog has changed.
+    fn count_backlogs(&mut self) {
+        for stream in std::mem::take(&mut self.backlog_of) {
+            match self.store.backlog(&stream) {
+                Ok(backlog) => self.sight.lacks(&stream, backlog),
+                // Only a number that somebody watches: the next message that needs the store tells.
+                Err(error) => {
+                    tracing::debug!(%stream, %error, "failed to count what is missing");
+                }
+            }
+        }
+    }
+
+    fn backlog_changes(&mut self, stream: &StreamName) {
+        if !self.backlog_of.contains(stream) {
+            self.backlog_of.insert(stream.clone());
+            self.sight.wants_count();
+        }
     }
 
     fn carry_out(&mut self, job: Job) -> Result<Option<Outcome>, StoreError> {
@@ -173,17 +223,24 @@ impl Desk {
                     }
                 };
                 let Err(error) = appended else {
+                    if let Some(end) = part_end {
+                        self.part_came(&stream, number, end.duration);
+                    }
                     return Ok(None);
                 };
                 self.take_writer(&stream, number);
                 self.failed("write", stream, number, &error)
             }
-            Job::Close { stream, info } => self.close_segment(stream, &info),
+            Job::Close { stream, info } => {
+                self.backlog_changes(&stream);
+                self.close_segment(stream, &info)
+            }
             Job::Settle {
                 stream,
                 ranges,
                 reason,
             } => {
+                self.backlog_changes(&stream);
                 for range in ranges {
                     self.store.settle(&stream, range, reason)?;
                 }
@@ -195,6 +252,7 @@ impl Desk {
                 held,
             } => {
                 self.keep_only(&stream, &within, &held)?;
+                self.backlog_changes(&stream);
                 return Ok(None);
             }
             Job::End { stream, last } => {
@@ -224,6 +282,7 @@ impl Desk {
             Ok(()) => {}
             Err(error @ StoreError::OwnedByOther { .. }) => {
                 tracing::warn!(device = %self.device, %error, "stream refused");
+                self.sight.close(&stream);
                 return Ok(Outcome::StreamRefused {
                     stream,
                     reason: error.to_string(),
@@ -231,6 +290,8 @@ impl Desk {
             }
             Err(error) => return Err(error),
         }
+        self.sight.open(&stream);
+        self.backlog_changes(&stream);
         let floor = self.store.floor(&stream)?;
         self.opened_at.insert(stream.clone(), floor);
         let partials = self.store.partials(&stream)?;
@@ -252,6 +313,7 @@ impl Desk {
         runs: &[RunInfo],
         mut segments: Vec<SegmentInfo>,
     ) -> Result<Outcome, StoreError> {
+        self.backlog_changes(&stream);
         let mut other_run = None;
         for run in runs {
             match self.put_run(&stream, run) {
@@ -275,6 +337,7 @@ impl Desk {
             Err(error @ StoreError::TooManyAnnounced { .. }) => {
                 tracing::warn!(device = %self.device, %error, "stream refused");
                 self.writers.remove(&stream);
+                self.sight.close(&stream);
                 return Ok(Outcome::StreamRefused {
                     stream,
                     reason: error.to_string(),
@@ -361,8 +424,22 @@ impl Desk {
             self.store.go_on_live_at(&stream, number)?;
         }
         let writing = self.writers.entry(stream).or_default();
-        writing.insert(number, Writing { writer, live });
+        let end = (start.offset == 0).then_some(start.wall_start);
+        writing.insert(number, Writing { writer, live, end });
         Ok(Outcome::Started)
+    }
+
+    /// A part is here whole.
+    fn part_came(&mut self, stream: &StreamName, number: SegmentNumber, duration: MediaDuration) {
+        let writing = self.writers.get_mut(stream);
+        if let Some(writing) = writing.and_then(|writing| writing.get_mut(&number))
+            && let Some(end) = &mut writing.end
+        {
+            *end = end.plus(duration);
+            if writing.live {
+                self.sight.came(Instant::now(), wall_now(), stream, *end);
+            }
+        }
     }
 
     /// The segment is not written any more; it stays as a partial where the writer is only dropped.
@@ -397,7 +474,7 @@ impl Desk {
 
     fn close_segment(&mut self, stream: StreamName, info: &SegmentInfo) -> Outcome {
         let number = info.number;
-        let Some(Writing { writer, live }) = self.take_writer(&stream, number) else {
+        let Some(Writing { writer, live, .. }) = self.take_writer(&stream, number) else {
             return Outcome::Unusable { stream, number };
         };
         // Something before it may have been announced since it began.
@@ -405,7 +482,13 @@ impl Desk {
             return self.failed("list", stream, number, &error);
         }
         match writer.close(info.duration, Some((info.bytes, info.hash))) {
-            Ok(_) => Outcome::Stored { stream, number },
+            Ok(_) => {
+                if live {
+                    let end = info.wall_start.plus(info.duration);
+                    self.sight.came(Instant::now(), wall_now(), &stream, end);
+                }
+                Outcome::Stored { stream, number }
+            }
             Err(error @ StoreError::Segment { .. }) => {
                 tracing::warn!(device = %self.device, %error, "segment not taken");
                 // The store counts: the second time it has settled the number itself.
@@ -458,6 +541,7 @@ impl Desk {
             .map(|stream| {
                 tracing::warn!(device = %self.device, %stream, "the stream is not this device's any more");
                 self.writers.remove(&stream);
+                self.sight.close(&stream);
                 let reason = format!("stream {stream} was taken from device {}", self.device);
                 self.receiver.refuse(stream, reason)
             })

@@ -6,22 +6,33 @@ mod desk;
 mod doubles;
 mod flood;
 mod session;
+mod sight;
 mod turns;
 mod worker;
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use link_proto::{HubConfig, HubEndpoint};
-use model::{DeviceName, WallTime};
-use store::Store;
+use link_proto::{
+    HubConfig, HubEndpoint,
+    messages::{LineReport, SentReport},
+    replicate::class::ByClass,
+};
+use model::{DeviceName, StreamName, WallTime};
+use store::{Backlog, Store};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Counters, KeyPair, LinkError, driver, keys::random_bytes, socket::UdpSocket};
+use crate::{
+    Counters, KeyPair, LinkError, driver,
+    history::{Reading, header_bytes},
+    keys::random_bytes,
+    socket::UdpSocket,
+};
 use app::Downlink;
 use worker::Pool;
 
@@ -44,6 +55,65 @@ pub struct SessionStatus {
     pub bytes_received: u64,
     /// How far its clock was ahead of ours as it connected, in milliseconds; the way here makes it less.
     pub clock_ahead_ms: i64,
+    /// Packets rebuilt from parity.
+    pub packets_recovered: u64,
+    /// What the device said of its end last.
+    pub said: Option<Said>,
+    /// The streams that it ships, by name.
+    pub streams: Arc<[StreamStatus]>,
+}
+
+/// A device's claims about its end of the link, cut to what makes sense.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Said {
+    /// When, by the hub's clock.
+    pub at: WallTime,
+    pub line: LineReport,
+    /// Since the session began; never goes back.
+    pub sent: SentReport,
+}
+
+/// A stream that a connected device ships.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StreamStatus {
+    pub stream: StreamName,
+    /// Its live media comes, or would if the line let it.
+    pub live: bool,
+    /// How old the newest live media was as it came; where nothing comes any more, how old it is now.
+    pub live_lag: Option<Duration>,
+    /// Announced, and not here.
+    pub backlog: Backlog,
+    /// Media bytes that the device says it sent since the session began.
+    pub by_class: ByClass,
+}
+
+impl SessionStatus {
+    /// The largest of its streams' lags; None where nothing is live.
+    pub fn live_lag(&self) -> Option<Duration> {
+        self.streams.iter().filter_map(|s| s.live_lag).max()
+    }
+
+    /// What is missing of all its streams.
+    pub fn backlog(&self) -> Backlog {
+        let all = self.streams.iter().map(|s| s.backlog);
+        all.fold(Backlog::default(), Backlog::and)
+    }
+
+    /// For a [`History`](crate::history::History): what it shows at this moment.
+    pub fn reading(&self, at: WallTime, taken: Instant) -> Reading {
+        let said = self.said.as_ref();
+        Reading {
+            at,
+            taken,
+            session: self.since,
+            line: said.map(|said| said.line),
+            sent: said.map(|said| said.sent).unwrap_or_default(),
+            recovered: Some(self.packets_recovered),
+            live_lag: self.live_lag(),
+            backlog: self.backlog(),
+            header_bytes: header_bytes(self.peer.ip()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]

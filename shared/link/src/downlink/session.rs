@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,8 +16,9 @@ use model::{DeviceName, SegmentNumber, StreamName, WallTime};
 use super::{
     SessionStatus,
     app::Input,
+    sight::Sight,
     turns::{News, Turn, Turns},
-    worker::Worker,
+    worker::{Work, Worker},
 };
 use crate::wall_now;
 
@@ -65,6 +67,7 @@ pub(super) enum State {
     Member {
         device: DeviceName,
         worker: Worker<Input>,
+        sight: Arc<Sight>,
     },
     /// Was told why it may not stay.
     Leaving { until: Instant },
@@ -230,11 +233,22 @@ impl Session {
         }
     }
 
+    /// Has what is missing counted, where that has changed.
+    pub(super) fn count_backlogs(&self) {
+        if let State::Member { worker, sight, .. } = &self.state
+            && sight.take_wants_count()
+        {
+            // Where there is no room the next message finds that out.
+            let _ = worker.give(Work::Count);
+        }
+    }
+
     /// For the status page, if it is a member.
-    pub(super) fn status(&self, stats: &SessionStats) -> Option<SessionStatus> {
-        let State::Member { device, .. } = &self.state else {
+    pub(super) fn status(&self, now: Instant, stats: &SessionStats) -> Option<SessionStatus> {
+        let State::Member { device, sight, .. } = &self.state else {
             return None;
         };
+        let (said, streams) = sight.look(now);
         Some(SessionStatus {
             device: device.clone(),
             peer: self.peer,
@@ -243,6 +257,9 @@ impl Session {
             loss: stats.loss,
             bytes_received: stats.bytes_received,
             clock_ahead_ms: self.clock_ahead_ms,
+            packets_recovered: stats.packets_recovered,
+            said,
+            streams,
         })
     }
 }

@@ -40,13 +40,15 @@ pub(super) enum Work {
     Reset,
     /// See whether the streams are still this device's, and what it shipped still whole.
     CheckOwner,
+    /// Count what is missing of the streams, for whoever watches.
+    Count,
 }
 
 impl Work {
     fn bytes(&self) -> usize {
         match self {
             Self::Message { message, .. } => message.len(),
-            Self::Reset | Self::CheckOwner => 0,
+            Self::Reset | Self::CheckOwner | Self::Count => 0,
         }
     }
 }

@@ -17,8 +17,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    HubTime, HubTimeTaker, LinkState, Orders, UplinkConfig, UplinkStatus,
+    Clocks, HubTime, LinkState, Orders, UplinkConfig, UplinkStatus,
     disk::{self, Answer, Disk, Work},
+    report::Reporter,
 };
 use crate::{
     Counters, LinkError,
@@ -77,10 +78,11 @@ pub(super) struct Uplink {
     /// When `Hello` was said last.
     greeted_at: Instant,
     hub_time: Option<HubTime>,
-    on_hub_time: HubTimeTaker,
+    clocks: Clocks,
     /// The hub's time that the disk thread's queue had no room for.
     untold: Option<HubTime>,
     status_at: Instant,
+    reporter: Reporter,
     shutdown: CancellationToken,
     ending: Option<Ending>,
     failed: Option<LinkError>,
@@ -127,7 +129,7 @@ impl Uplink {
         store: &Store,
         status: watch::Sender<UplinkStatus>,
         shutdown: CancellationToken,
-        on_hub_time: HubTimeTaker,
+        clocks: Clocks,
         socket: Arc<SocketCounters>,
     ) -> Result<Self, LinkError> {
         let now = Instant::now();
@@ -165,9 +167,10 @@ impl Uplink {
             left_out: Vec::new(),
             greeted_at: now,
             hub_time: None,
-            on_hub_time,
+            clocks,
             untold: None,
             status_at: now,
+            reporter: Reporter::new(now),
             shutdown,
             ending: None,
             failed: None,
@@ -233,6 +236,7 @@ impl Uplink {
                     since: wall_now(),
                 };
                 self.welcomed = Some(connected.clone());
+                self.reporter = Reporter::new(now);
                 self.set_state(now, connected);
             }
             (ToEdge::Refused { reason }, _) => {
@@ -357,7 +361,7 @@ impl Uplink {
     /// Gives the disk thread what it has room for.
     fn hand_out_work(&mut self, now: Instant) {
         if let Some(time) = self.untold {
-            let work = Work::HubTime(self.on_hub_time.clone(), time);
+            let work = Work::HubTime(self.clocks.on_hub_time.clone(), time);
             if self.disk.work.try_send(work).is_err() {
                 return;
             }
@@ -413,7 +417,11 @@ impl Uplink {
                 let Some(message) = self.sender.poll_message(now, channel) else {
                     break;
                 };
-                if let Err(error) = endpoint.send(now, session, channel, message.encode()) {
+                let message = message.encode();
+                if channel == Channel::Control {
+                    self.reporter.count_control(message.len());
+                }
+                if let Err(error) = endpoint.send(now, session, channel, message) {
                     // Its `Closed` event is on its way, and with it a new beginning.
                     tracing::debug!(%error, "failed to send a message");
                     return;
@@ -427,6 +435,29 @@ impl Uplink {
         }
     }
 
+    /// Tells the hub how the link stands, where it is time.
+    fn report(&mut self, now: Instant, endpoint: &mut EdgeEndpoint) {
+        let Phase::Up(session) = self.phase else {
+            return;
+        };
+        if !self.reporter.is_due(now) || endpoint.send_budget(session, Channel::Control) == 0 {
+            return;
+        }
+        let Some(stats) = endpoint.stats(session) else {
+            return;
+        };
+        let whole = self.reporter.whole(&stats, &self.sender);
+        let clock = self.clocks.recording.as_ref();
+        if let Some(report) = self.reporter.next(now, whole, clock) {
+            let message = report.encode();
+            self.reporter.count_control(message.len());
+            self.reporter.said(now, message.len(), stats.rate_bps);
+            if let Err(error) = endpoint.send(now, session, Channel::Control, message) {
+                tracing::debug!(%error, "failed to tell the hub how the link stands");
+            }
+        }
+    }
+
     fn publish(&mut self, now: Instant, endpoint: &EdgeEndpoint) {
         if now < self.status_at {
             return;
@@ -435,6 +466,12 @@ impl Uplink {
         let stats = endpoint.session().and_then(|id| endpoint.stats(id));
         let stats = stats.unwrap_or_default();
         let progress = self.sender.progress();
+        let session = match &self.welcomed {
+            Some(LinkState::Connected { since, .. }) if matches!(self.phase, Phase::Up(_)) => {
+                Some((*since, self.last_address))
+            }
+            _ => None,
+        };
         let refused = self
             .sender
             .refused()
@@ -459,6 +496,8 @@ impl Uplink {
             },
             progress,
             held_back: self.orders.borrow().held_back.clone(),
+            session,
+            report: Arc::new(self.reporter.whole(&stats, &self.sender)),
         };
         self.status.send_if_modified(|shown| {
             let changed = *shown != status;
@@ -647,6 +686,7 @@ impl Application<EdgeEndpoint> for Uplink {
         self.obey(now, endpoint);
         self.hand_out_work(now);
         self.send(now, endpoint);
+        self.report(now, endpoint);
         // What was sent makes room for reading ahead.
         self.hand_out_work(now);
         self.publish(now, endpoint);

@@ -2,21 +2,24 @@
 
 mod app;
 mod disk;
+mod report;
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 pub use link_proto::replicate::sender::{Allowed, DEFAULT_LIVE_DEADLINE, MAX_WEIGHT, Policy};
-use link_proto::{EdgeConfig, EdgeEndpoint, replicate::sender::Progress};
+use link_proto::{EdgeConfig, EdgeEndpoint, messages::Report, replicate::sender::Progress};
 use model::{DeviceName, SegmentNumber, StreamName, WallTime};
-use store::Store;
+use store::{Backlog, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Counters, KeyPair, LinkError, cipher, driver,
+    history::{Reading, header_bytes},
     keys::random_bytes,
     resolve::{any_port_towards, resolve},
     socket::UdpSocket,
@@ -71,6 +74,28 @@ pub struct HubTime {
 /// returns.
 pub type HubTimeTaker = Arc<dyn Fn(HubTime) + Send + Sync>;
 
+/// The clock that stamps what live sources record.
+pub type RecordingClock = Arc<dyn Fn() -> WallTime + Send + Sync>;
+
+/// What the program does with the time.
+#[derive(Clone)]
+pub struct Clocks {
+    /// May correct the store's wall times.
+    pub on_hub_time: HubTimeTaker,
+    /// Told to the hub, so that how late live media is can be told by one clock.
+    pub recording: RecordingClock,
+}
+
+impl Default for Clocks {
+    /// Corrects nothing; the machine's clock stamps.
+    fn default() -> Self {
+        Self {
+            on_hub_time: Arc::new(|_| {}),
+            recording: Arc::new(crate::wall_now),
+        }
+    }
+}
+
 /// How the link stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum LinkState {
@@ -110,6 +135,28 @@ pub struct UplinkStatus {
     pub progress: Progress,
     /// What is held back, why and until when.
     pub held_back: Option<String>,
+    /// When the session began, the hub's address, and how the link stands since; None without a session.
+    pub session: Option<(WallTime, SocketAddr)>,
+    pub report: Arc<Report>,
+}
+
+impl UplinkStatus {
+    /// For a [`History`](crate::history::History): what it shows at this moment; None without a session.
+    /// `backlog`: what the hub has not stored.
+    pub fn reading(&self, at: WallTime, taken: Instant, backlog: Backlog) -> Option<Reading> {
+        let (session, hub) = self.session?;
+        Some(Reading {
+            at,
+            taken,
+            session,
+            line: Some(self.report.line),
+            sent: self.report.sent,
+            recovered: None,
+            live_lag: None,
+            backlog,
+            header_bytes: header_bytes(hub.ip()),
+        })
+    }
 }
 
 /// Ships what the store holds until `shutdown`; then says `Bye` and returns. Never ends by itself on a lost
@@ -120,16 +167,16 @@ pub async fn run(
     status: watch::Sender<UplinkStatus>,
     shutdown: CancellationToken,
 ) -> Result<(), LinkError> {
-    run_with_clock(config, store, status, shutdown, Arc::new(|_| {})).await
+    run_with_clocks(config, store, status, shutdown, Clocks::default()).await
 }
 
-/// The same; `on_hub_time` may correct the store's wall times.
-pub async fn run_with_clock(
+/// The same with the program's clocks.
+pub async fn run_with_clocks(
     config: UplinkConfig,
     store: Store,
     status: watch::Sender<UplinkStatus>,
     shutdown: CancellationToken,
-    on_hub_time: HubTimeTaker,
+    clocks: Clocks,
 ) -> Result<(), LinkError> {
     let resolved = tokio::select! {
         address = resolve_at_start(&config.hub_address, &status) => address,
@@ -146,25 +193,14 @@ pub async fn run_with_clock(
     let now = Instant::now();
     let mut endpoint = EdgeEndpoint::new(edge, now, random_bytes());
     let counters = socket.counters().clone();
-    let mut app = Uplink::new(
-        config,
-        resolved,
-        &store,
-        status,
-        shutdown,
-        on_hub_time,
-        counters,
-    )?;
+    let mut app = Uplink::new(config, resolved, &store, status, shutdown, clocks, counters)?;
     driver::drive(&mut endpoint, &mut app, &socket)
         .await
         .map_err(LinkError::io("failed to read the UDP socket"))?;
     app.end().await
 }
 
-async fn resolve_at_start(
-    address: &str,
-    status: &watch::Sender<UplinkStatus>,
-) -> std::net::SocketAddr {
+async fn resolve_at_start(address: &str, status: &watch::Sender<UplinkStatus>) -> SocketAddr {
     let mut retry = FIRST_RESOLVE_RETRY;
     loop {
         match resolve(address, None).await {

@@ -444,6 +444,24 @@ pub(crate) fn count_not_here(c: &Connection, stream: i64, limit: u64) -> rusqlit
     .map(|count| count.max(0) as u64)
 }
 
+/// What was announced and is not here: how many, their bytes, and when the oldest begins.
+pub(crate) fn count_announced(
+    c: &Connection,
+    stream: i64,
+) -> rusqlite::Result<(u64, u64, Option<WallTime>)> {
+    c.prepare_cached(
+        "SELECT COUNT(*), COALESCE(SUM(bytes), 0), MIN(wall_ms) FROM segment INDEXED BY segment_not_here
+         WHERE stream = ?1 AND state <> 1 AND hash IS NOT NULL",
+    )?
+    .query_row([stream], |row| {
+        Ok((
+            row.get::<_, i64>(0)?.max(0) as u64,
+            row.get::<_, i64>(1)?.max(0) as u64,
+            row.get::<_, Option<i64>>(2)?.map(WallTime),
+        ))
+    })
+}
+
 /// Rows of a range that are being written or wait to be resumed.
 pub(crate) fn list_open(
     c: &Connection,

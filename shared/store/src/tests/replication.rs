@@ -3,7 +3,7 @@
 use model::{HoleReason, RangeSet};
 
 use super::*;
-use crate::{Announced, StoreError};
+use crate::{Announced, Backlog, StoreError};
 
 fn ranges(set: &RangeSet) -> Vec<(u64, u64)> {
     set.iter().map(|r| (r.start().0, r.end().0)).collect()
@@ -47,6 +47,35 @@ fn settled_is_what_is_here_or_never_will_be() {
         Err(StoreError::NumberUsed { .. })
     ));
     assert_eq!(site.store().floor(&gate()).unwrap(), n(7));
+}
+
+#[test]
+fn a_backlog_is_what_was_announced_and_is_not_here() {
+    let site = Site::hub();
+    let store = site.store();
+    assert_eq!(store.backlog(&gate()).unwrap(), Backlog::default());
+    let announced = [2, 3, 4, 5].map(|number| Announced {
+        info: info_of(number, 1),
+    });
+    store.announce(&gate(), &announced).unwrap();
+    let of = |numbers: &[u64]| Backlog {
+        segments: numbers.len() as u64,
+        bytes: numbers.iter().map(|&n| info_of(n, 1).bytes).sum(),
+        oldest: numbers.first().map(|&n| info_of(n, 1).wall_start),
+    };
+    assert_eq!(store.backlog(&gate()).unwrap(), of(&[2, 3, 4, 5]));
+    put(store, 2, 1);
+    // What is being written is missing still; what nobody announced is not.
+    let writing = store.open_segment(&gate(), open(3, 1)).unwrap();
+    let live = store.open_segment(&gate(), open(9, 1)).unwrap();
+    assert_eq!(store.backlog(&gate()).unwrap(), of(&[3, 4, 5]));
+    drop((writing, live));
+    store
+        .settle(&gate(), n(4)..=n(4), HoleReason::Evicted)
+        .unwrap();
+    assert_eq!(store.backlog(&gate()).unwrap(), of(&[3, 5]));
+    let both = of(&[5]).and(of(&[3])).and(Backlog::default());
+    assert_eq!(both, of(&[3, 5]));
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod command;
 mod flow;
 mod schedule;
 mod stream;
+mod tally;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -26,7 +27,10 @@ use std::{
 use bytes::Bytes;
 use model::{HoleReason, RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
 
-use super::MAX_STREAMS;
+use super::{
+    MAX_STREAMS,
+    class::{ByClass, Class},
+};
 use crate::{
     Channel,
     messages::{ProtocolError, ToEdge, ToHub},
@@ -37,6 +41,7 @@ use schedule::Turns;
 pub use schedule::{Allowed, DEFAULT_LIVE_DEADLINE, MAX_WEIGHT, Policy};
 pub use stream::MAX_ANNOUNCED_AHEAD;
 use stream::{Collision, Next, Phase, Stream};
+use tally::Tally;
 
 /// Most segments that were sent or are being sent and that the hub has not settled; live may have as many again,
 /// so that a backlog never holds it up.
@@ -104,6 +109,7 @@ pub struct Sender {
     /// Something has changed that may let a segment begin.
     may_begin: bool,
     progress: Progress,
+    tally: Tally,
     /// What the hub has not seen used, by stream, as of its welcome.
     floors: BTreeMap<StreamName, SegmentNumber>,
     /// How often a segment could not be read.
@@ -141,6 +147,7 @@ impl Sender {
     /// The session is gone.
     pub fn disconnected(&mut self) {
         self.forget_session();
+        self.tally.clear();
         self.connected = false;
     }
 
@@ -151,6 +158,7 @@ impl Sender {
         names.sort();
         let named = |name: &StreamName| names.binary_search(name).is_ok();
         self.streams.retain(|name, _| named(name));
+        self.tally.keep(named);
         self.flows.retain(|flow| named(&flow.stream));
         for name in names {
             self.streams.entry(name).or_default();
@@ -487,6 +495,13 @@ impl Sender {
         self.progress
     }
 
+    /// Each stream: whether a source that can't wait writes it now, and the media bytes handed to the channels in
+    /// this session.
+    pub fn sent(&self) -> impl Iterator<Item = (&StreamName, bool, ByClass)> {
+        let streams = self.streams.iter();
+        streams.map(|(name, stream)| (name, stream.is_live(), self.tally.of(name)))
+    }
+
     fn forget_session(&mut self) {
         self.flows.clear();
         self.control.clear();
@@ -747,6 +762,8 @@ impl Sender {
         let message = self.next_of_flow(index)?;
         if let ToHub::Chunk(chunk) = &message {
             self.progress.live_bytes += chunk.data.len() as u64;
+            self.tally
+                .count(&chunk.stream, Class::Live, chunk.data.len());
             let mut flows = self.flows.iter();
             let more = flows.any(|flow| flow.stream == chunk.stream && flow.is_live_unsent());
             let weight = self.policy.weight(&chunk.stream);
@@ -769,6 +786,8 @@ impl Sender {
         let message = self.next_of_flow(index)?;
         if let ToHub::Chunk(chunk) = &message {
             self.progress.backfill_bytes += chunk.data.len() as u64;
+            self.tally
+                .count(&chunk.stream, Class::Backfill, chunk.data.len());
         }
         Some(message)
     }

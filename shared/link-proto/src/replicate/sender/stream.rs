@@ -191,6 +191,11 @@ impl Stream {
             + self.unacknowledged.len()
     }
 
+    /// A source that can't wait writes it now.
+    pub(super) fn is_live(&self) -> bool {
+        self.live
+    }
+
     pub(super) fn is_shipping(&self) -> bool {
         matches!(self.phase, Phase::Shipping)
     }
