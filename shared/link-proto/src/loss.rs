@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use crate::frame::Feedback;
 
-/// What may be sent before any loss is known (parity, probes), as a share of the media sent.
-pub const MAX_BEFOREHAND_SHARE: f64 = 0.5;
+/// What may be sent before any loss is known (parity, packets repeated by tail probes), as a share of the media
+/// sent, unless the operator says otherwise.
+pub const DEFAULT_MAX_REDUNDANCY: f64 = 0.5;
 
-/// Unused share that may be saved up: a key frame's worth of parity.
+/// Unused share that may be saved up at the default, a key frame's worth of parity, and what tail probes may borrow
+/// of shares to come; in proportion where the share is another one.
 const MAX_SAVED_BYTES: f64 = 48.0 * 1024.0;
 
 /// Losses are remembered over about so many datagrams.
@@ -133,29 +135,64 @@ fn too_few(packets: usize, parities: usize, loss: f64) -> f64 {
 /// Bytes that may yet be sent before any loss is known.
 pub(crate) struct Beforehand {
     share: f64,
+    /// From minus to plus [`Beforehand::most`].
     saved: f64,
+    /// All that was spent.
+    spent_bytes: u64,
 }
 
 impl Beforehand {
-    pub(crate) fn new(share: f64) -> Self {
-        Self { share, saved: 0.0 }
+    pub(crate) fn new() -> Self {
+        Self {
+            share: DEFAULT_MAX_REDUNDANCY,
+            saved: 0.0,
+            spent_bytes: 0,
+        }
+    }
+
+    /// From now on, 0 to 1.
+    pub(crate) fn set_share(&mut self, share: f64) {
+        self.share = if share.is_finite() {
+            share.clamp(0.0, 1.0)
+        } else {
+            DEFAULT_MAX_REDUNDANCY
+        };
+        self.saved = self.saved.min(self.most());
+    }
+
+    /// Nothing at all may be sent beforehand.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        self.share == 0.0
+    }
+
+    pub(crate) fn spent_bytes(&self) -> u64 {
+        self.spent_bytes
+    }
+
+    fn most(&self) -> f64 {
+        MAX_SAVED_BYTES * self.share / DEFAULT_MAX_REDUNDANCY
     }
 
     /// Media was sent for the first time.
     pub(crate) fn earn(&mut self, bytes: usize) {
-        self.saved = (self.saved + self.share * bytes as f64).min(MAX_SAVED_BYTES);
-    }
-
-    /// What can't wait for a share of its own.
-    pub(crate) fn spend(&mut self, bytes: usize) {
-        self.saved = (self.saved - bytes as f64).max(-MAX_SAVED_BYTES);
+        self.saved = (self.saved + self.share * bytes as f64).min(self.most());
     }
 
     /// How many of such a size are paid for, up to `most`; they are spent.
     pub(crate) fn take(&mut self, most: usize, bytes: usize) -> usize {
-        let affordable = (self.saved / bytes.max(1) as f64).max(0.0) as usize;
+        self.take_of(self.saved, most, bytes)
+    }
+
+    /// The same for what can't wait for a share of its own: some may be borrowed.
+    pub(crate) fn borrow(&mut self, most: usize, bytes: usize) -> usize {
+        self.take_of(self.saved + self.most(), most, bytes)
+    }
+
+    fn take_of(&mut self, budget: f64, most: usize, bytes: usize) -> usize {
+        let affordable = (budget / bytes.max(1) as f64).max(0.0) as usize;
         let taken = most.min(affordable);
         self.saved -= (taken * bytes) as f64;
+        self.spent_bytes += (taken * bytes) as u64;
         taken
     }
 }
@@ -210,12 +247,33 @@ mod tests {
 
     #[test]
     fn no_more_goes_out_beforehand_than_its_share() {
-        let mut beforehand = Beforehand::new(0.5);
+        let mut beforehand = Beforehand::new();
         assert_eq!(beforehand.take(3, 1000), 0);
         beforehand.earn(5000);
         assert_eq!(beforehand.take(9, 1000), 2);
         assert_eq!(beforehand.take(9, 1000), 0);
         beforehand.earn(100_000_000);
         assert_eq!(beforehand.take(1000, 1024), 48);
+        assert_eq!(beforehand.spent_bytes(), 2_000 + 48 * 1024);
+    }
+
+    #[test]
+    fn probes_borrow_a_little_and_nothing_where_nothing_may_go() {
+        let mut beforehand = Beforehand::new();
+        assert_eq!(beforehand.borrow(4, 1024), 4);
+        assert_eq!(beforehand.borrow(1000, 1024), 44);
+        assert_eq!(beforehand.borrow(1, 1024), 0, "no more before it is earned");
+        beforehand.earn(10 * 1024);
+        assert_eq!(beforehand.take(1, 1024), 0, "it pays its debt first");
+        assert_eq!(beforehand.borrow(9, 1024), 5);
+        beforehand.set_share(0.0);
+        assert!(beforehand.is_forbidden());
+        beforehand.earn(100_000_000);
+        assert_eq!((beforehand.take(9, 1), beforehand.borrow(9, 1)), (0, 0));
+        beforehand.set_share(0.25);
+        beforehand.earn(100_000_000);
+        assert_eq!(beforehand.take(1000, 1024), 24);
+        beforehand.set_share(f64::NAN);
+        assert!(!beforehand.is_forbidden());
     }
 }

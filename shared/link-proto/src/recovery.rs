@@ -53,6 +53,13 @@ enum State {
     Acknowledged,
 }
 
+impl Packet {
+    /// It has left, and nobody knows what became of it.
+    fn is_under_way(&self) -> bool {
+        matches!(self.state, State::Sent | State::Open)
+    }
+}
+
 /// Enough for a burst.
 const MAX_SPARE: usize = 64;
 
@@ -292,23 +299,21 @@ impl Flight {
             .flatten()
     }
 
-    /// Nothing was heard of the last datagrams: sends the oldest of what they carried again.
-    /// Gives how many.
-    pub(crate) fn probe(&mut self) -> usize {
-        let mut packets = 0;
-        let oldest = self
-            .packets
-            .iter_mut()
-            .zip(0u32..)
-            .filter(|(packet, _)| matches!(packet.state, State::Sent | State::Open))
-            .take(PROBE_PACKETS);
-        for (packet, place) in oldest {
+    /// How many packets a probe would repeat now.
+    pub(crate) fn probe_packets(&self) -> usize {
+        let packets = self.packets.iter().filter(|packet| packet.is_under_way());
+        packets.take(PROBE_PACKETS).count()
+    }
+
+    /// Nothing was heard of the last datagrams: sends the oldest of what they carried again, so many packets.
+    pub(crate) fn probe(&mut self, packets: usize) {
+        let under_way = self.packets.iter_mut().zip(0u32..);
+        let oldest = under_way.filter(|(packet, _)| packet.is_under_way());
+        for (packet, place) in oldest.take(packets) {
             packet.state = State::Lost;
             self.lost.push_back(self.una.wrapping_add(place));
             self.large_lost += usize::from(packet.large);
-            packets += 1;
         }
-        packets
     }
 }
 
@@ -399,7 +404,8 @@ mod tests {
         let now = sim::start();
         let mut flight = flight(6, now, true);
         assert_eq!(flight.tail_since(), Some(now));
-        assert_eq!(flight.probe(), PROBE_PACKETS);
+        assert_eq!(flight.probe_packets(), PROBE_PACKETS);
+        flight.probe(PROBE_PACKETS);
         assert_eq!(flight.waiting(), PROBE_PACKETS);
         assert_eq!(flight.large_lost(), 4);
         flight.forgive();

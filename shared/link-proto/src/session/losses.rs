@@ -49,10 +49,16 @@ impl Session {
         if self.tail_probe_at().is_some_and(|at| now >= at) {
             self.probes = (self.probes + 1).min(MAX_PROBE_DOUBLINGS);
             self.heard = Some(now);
+            let mut repeats = false;
             for lane in &mut self.lanes {
-                let packets = lane.conversation.flight.probe();
-                self.beforehand.spend(packets * self.mtu.datagram_bytes());
+                let flight = &mut lane.conversation.flight;
+                let packets = flight.probe_packets();
+                let packets = self.beforehand.borrow(packets, self.mtu.datagram_bytes());
+                flight.probe(packets);
+                repeats |= packets > 0;
             }
+            // Where the ceiling is reached: what answers this shows what is missing, a round trip later.
+            self.ping |= !repeats;
             self.doubt_mtu(now);
         }
     }
