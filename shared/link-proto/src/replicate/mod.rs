@@ -5,6 +5,7 @@
 //! state. Both halves are pure: they see messages and facts about a store, and answer with messages and
 //! with work for the shell that holds the store (invariants 3, 5 and 7). No store and no session here.
 
+pub mod class;
 #[cfg(all(feature = "sim", not(test)))]
 #[path = "tests/operations.rs"]
 pub mod operations;
