@@ -369,6 +369,11 @@ impl EdgeEndpoint {
         self.of(session).map(|known| known.ticket)
     }
 
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.session.as_ref().map_or(0, Session::held_bytes)
+    }
+
     fn of(&self, session: SessionId) -> Option<&Session> {
         self.session.as_ref().filter(|known| known.id == session)
     }

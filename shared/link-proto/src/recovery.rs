@@ -87,6 +87,14 @@ impl Flight {
         self.packets.len()
     }
 
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        let packets = self.packets.iter().map(|packet| packet.bytes.capacity());
+        let spare = self.spare.iter().map(Vec::capacity);
+        let copies = (self.lost.len() + self.copies.len()) * size_of::<(Instant, u32)>();
+        packets.chain(spare).sum::<usize>() + copies
+    }
+
     pub(crate) fn unacknowledged(&self) -> usize {
         self.unacknowledged
     }

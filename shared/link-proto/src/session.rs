@@ -290,6 +290,12 @@ impl Session {
         out
     }
 
+    /// What its channels hold, of all that [`MAX_SESSION_BYTES`] bounds.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.lanes.iter().map(Lane::held_bytes).sum()
+    }
+
     pub(crate) fn stats(&self) -> SessionStats {
         let mut stats = SessionStats {
             rtt: self.rate.rtt(),

@@ -6,6 +6,7 @@ mod day;
 mod identity;
 mod over_sessions;
 mod pair;
+mod properties;
 mod schedule;
 mod stores;
 mod world;
