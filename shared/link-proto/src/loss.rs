@@ -183,9 +183,9 @@ impl Beforehand {
         self.take_of(self.saved, most, bytes)
     }
 
-    /// The same for what can't wait for a share of its own: some may be borrowed.
-    pub(crate) fn borrow(&mut self, most: usize, bytes: usize) -> usize {
-        self.take_of(self.saved + self.most(), most, bytes)
+    /// The same of one that can't wait for a share of its own: some may be borrowed.
+    pub(crate) fn borrow(&mut self, bytes: usize) -> bool {
+        self.take_of(self.saved + self.most(), 1, bytes) == 1
     }
 
     fn take_of(&mut self, budget: f64, most: usize, bytes: usize) -> usize {
@@ -260,16 +260,19 @@ mod tests {
     #[test]
     fn probes_borrow_a_little_and_nothing_where_nothing_may_go() {
         let mut beforehand = Beforehand::new();
-        assert_eq!(beforehand.borrow(4, 1024), 4);
-        assert_eq!(beforehand.borrow(1000, 1024), 44);
-        assert_eq!(beforehand.borrow(1, 1024), 0, "no more before it is earned");
+        let mut borrowed = |earned| {
+            beforehand.earn(earned);
+            (0..1000).filter(|_| beforehand.borrow(1024)).count()
+        };
+        assert_eq!(borrowed(0), 48);
+        assert_eq!(borrowed(0), 0, "no more before it is earned");
+        assert_eq!(borrowed(10 * 1024), 5);
         beforehand.earn(10 * 1024);
         assert_eq!(beforehand.take(1, 1024), 0, "it pays its debt first");
-        assert_eq!(beforehand.borrow(9, 1024), 5);
         beforehand.set_share(0.0);
         assert!(beforehand.is_forbidden());
         beforehand.earn(100_000_000);
-        assert_eq!((beforehand.take(9, 1), beforehand.borrow(9, 1)), (0, 0));
+        assert_eq!((beforehand.take(9, 1), beforehand.borrow(1)), (0, false));
         beforehand.set_share(0.25);
         beforehand.earn(100_000_000);
         assert_eq!(beforehand.take(1000, 1024), 24);

@@ -307,21 +307,22 @@ impl Flight {
             .flatten()
     }
 
-    /// How many packets a probe would repeat now.
-    pub(crate) fn probe_packets(&self) -> usize {
-        let packets = self.packets.iter().filter(|packet| packet.is_under_way());
-        packets.take(PROBE_PACKETS).count()
-    }
-
-    /// Nothing was heard of the last datagrams: sends the oldest of what they carried again, so many packets.
-    pub(crate) fn probe(&mut self, packets: usize) {
+    /// Nothing was heard of the last datagrams: sends the oldest of what they carried again, as far as each packet's
+    /// bytes are paid for. Gives how many.
+    pub(crate) fn probe(&mut self, mut pays: impl FnMut(usize) -> bool) -> usize {
+        let mut packets = 0;
         let under_way = self.packets.iter_mut().zip(0u32..);
         let oldest = under_way.filter(|(packet, _)| packet.is_under_way());
-        for (packet, place) in oldest.take(packets) {
+        for (packet, place) in oldest.take(PROBE_PACKETS) {
+            if !pays(packet.bytes.len()) {
+                break;
+            }
             packet.state = State::Lost;
             self.lost.push_back(self.una.wrapping_add(place));
             self.large_lost += usize::from(packet.large);
+            packets += 1;
         }
+        packets
     }
 }
 
@@ -412,8 +413,7 @@ mod tests {
         let now = sim::start();
         let mut flight = flight(6, now, true);
         assert_eq!(flight.tail_since(), Some(now));
-        assert_eq!(flight.probe_packets(), PROBE_PACKETS);
-        flight.probe(PROBE_PACKETS);
+        assert_eq!(flight.probe(|_| true), PROBE_PACKETS);
         assert_eq!(flight.waiting(), PROBE_PACKETS);
         assert_eq!(flight.large_lost(), 4);
         flight.forgive();

@@ -52,10 +52,7 @@ impl Session {
             let mut repeats = false;
             for lane in &mut self.lanes {
                 let flight = &mut lane.conversation.flight;
-                let packets = flight.probe_packets();
-                let packets = self.beforehand.borrow(packets, self.mtu.datagram_bytes());
-                flight.probe(packets);
-                repeats |= packets > 0;
+                repeats |= flight.probe(|bytes| self.beforehand.borrow(bytes)) > 0;
             }
             // Where the ceiling is reached: what answers this shows what is missing, a round trip later.
             self.ping |= !repeats;

@@ -39,7 +39,7 @@ pub(super) struct Pair {
     hub_session: Option<SessionId>,
     answers: std::collections::VecDeque<ToEdge>,
     pub(super) media_bytes: u64,
-    /// When each part was recorded, by where it ends.
+    /// When each part was recorded that has not come as live, by where it ends.
     recorded: BTreeMap<(StreamName, SegmentNumber, u64), Instant>,
     /// Parts that came as live: when, and how long after they were recorded.
     pub(super) live_parts: Vec<(Instant, Duration)>,
@@ -301,7 +301,10 @@ impl Pair {
         let end = chunk.offset + chunk.data.len() as u64;
         let key = |end| (chunk.stream.clone(), chunk.number, end);
         let whole = self.recorded.range(key(chunk.offset + 1)..=key(end));
-        for at in whole.map(|(_, at)| *at) {
+        let whole: Vec<_> = whole.map(|(part, at)| (part.clone(), *at)).collect();
+        for (part, at) in whole {
+            // What a restarted hub has lost comes again: that is no live part any more.
+            self.recorded.remove(&part);
             self.live_parts.push((now, now - at));
             let newest = self.live_edge.entry(chunk.stream.clone()).or_insert(at);
             *newest = at.max(*newest);

@@ -2,8 +2,8 @@
 //! in every one of them: each segment is whole at the hub exactly once; memory stays within limits; it comes to an
 //! end; no more goes over the wire than the ceiling allows; and live stays live where the line carries the video.
 //!
-//! A seed tells a whole story. `PENSTOCK_SEED=N` tells that one alone; `PENSTOCK_SIM_MINUTES=M` goes on for so long
-//! on all cores, from that seed or from the first on, as `scripts/soak stories` does.
+//! A seed tells a whole story. `PENSTOCK_SEED=N` tells that one alone; `PENSTOCK_SIM_MINUTES=M` goes on for so long,
+//! from that seed or from the first on, as `scripts/soak stories` does.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ const CARRIED_SHARE: f64 = 0.6;
 const RECOVERY: Duration = Duration::from_secs(8);
 /// What a part may take where the line carries the video: so many round trips (a lost packet, its repetition lost,
 /// and so on), and a second for the queue that a key frame or a line found too slow makes.
-const LAG_ROUND_TRIPS: u32 = 8;
+const LAG_ROUND_TRIPS: u32 = 12;
 const LAG: Duration = Duration::from_secs(1);
 /// In this simulated time all that was recorded is at the hub.
 const ENDS_WITHIN: Duration = Duration::from_secs(900);
@@ -343,8 +343,10 @@ impl<'a> Telling<'a> {
         let round_trip = edge.up.delay + edge.up.jitter + edge.down.delay + edge.down.jitter;
         let lag = LAG + LAG_ROUND_TRIPS * round_trip;
         let now = self.pair.world.now;
-        if self.calm_since < now && self.is_carried() {
-            self.calm.push((self.calm_since, now, lag));
+        // What is recorded last is still under way when the incident comes.
+        let until = now.checked_sub(lag).unwrap_or(now);
+        if self.calm_since < until && self.is_carried() {
+            self.calm.push((self.calm_since, until, lag));
         }
         self.calm_since = self.calm_since.max(now);
     }
