@@ -314,7 +314,8 @@ impl Flight {
         let under_way = self.packets.iter_mut().zip(0u32..);
         let oldest = under_way.filter(|(packet, _)| packet.is_under_way());
         for (packet, place) in oldest.take(PROBE_PACKETS) {
-            if !pays(packet.bytes.len()) {
+            // The first goes in any case: without it nobody would learn of the tail.
+            if !pays(packet.bytes.len()) && packets > 0 {
                 break;
             }
             packet.state = State::Lost;

@@ -107,8 +107,6 @@ impl Session {
             match frame? {
                 Frame::Ping => {
                     self.receiver.want_now(now);
-                    // It may ask for what became of a tail.
-                    self.owe_ack(now);
                     if self.admitted {
                         self.credit_due = Some(now);
                     }

@@ -49,13 +49,10 @@ impl Session {
         if self.tail_probe_at().is_some_and(|at| now >= at) {
             self.probes = (self.probes + 1).min(MAX_PROBE_DOUBLINGS);
             self.heard = Some(now);
-            let mut repeats = false;
             for lane in &mut self.lanes {
                 let flight = &mut lane.conversation.flight;
-                repeats |= flight.probe(|bytes| self.beforehand.borrow(bytes)) > 0;
+                flight.probe(|bytes| self.beforehand.borrow(bytes));
             }
-            // Where the ceiling is reached: what answers this shows what is missing, a round trip later.
-            self.ping |= !repeats;
             self.doubt_mtu(now);
         }
     }
