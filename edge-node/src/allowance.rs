@@ -49,7 +49,8 @@ impl WhenSpent {
     fn allowed(self) -> Allowed {
         match self {
             Self::LiveOnly => Allowed::LiveOnly,
-            Self::EventsOnly | Self::Nothing => Allowed::Nothing,
+            Self::EventsOnly => Allowed::EventsOnly,
+            Self::Nothing => Allowed::Nothing,
         }
     }
 

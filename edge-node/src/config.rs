@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytesize::ByteSize;
-use link::uplink::{DEFAULT_LIVE_DEADLINE, MAX_WEIGHT, Orders, Policy};
+use link::uplink::{DEFAULT_LIVE_DEADLINE, DEFAULT_MAX_REDUNDANCY, MAX_WEIGHT, Orders, Policy};
 use model::StreamName;
 use program::scrub::{ByteRate, ScrubSettings};
 use serde::Deserialize;
@@ -87,6 +87,7 @@ struct UplinkFile {
     #[serde(with = "humantime_serde")]
     live_deadline: Option<Duration>,
     max_rate_bps: Option<u64>,
+    max_redundancy: Option<f64>,
     monthly_bytes: Option<ByteSize>,
     month_begins_on: Option<u32>,
     when_spent: Option<WhenSpent>,
@@ -142,10 +143,11 @@ pub(crate) struct StreamSettings {
 }
 
 /// What may go over the line to the hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct UplinkSettings {
     pub(crate) live_deadline: Duration,
     pub(crate) max_rate_bps: Option<u64>,
+    pub(crate) max_redundancy: f64,
     pub(crate) allowance: Option<Allowance>,
 }
 
@@ -161,7 +163,7 @@ pub(crate) struct Overrides {
 }
 
 /// What the program runs on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     pub(crate) data_dir: PathBuf,
     /// Where `run` serves; `push` serves only where its own flag says.
@@ -280,6 +282,11 @@ impl UplinkFile {
             let rule = format!("give {MIN_RATE_BPS} or more: no video comes through less");
             return wrong("uplink.max_rate_bps", rule);
         }
+        let max_redundancy = self.max_redundancy.unwrap_or(DEFAULT_MAX_REDUNDANCY);
+        if !(0.0..=1.0).contains(&max_redundancy) {
+            let rule = "give a share of the video's bytes: 0 to 1".to_owned();
+            return wrong("uplink.max_redundancy", rule);
+        }
         let begins_on = self.month_begins_on.unwrap_or(1);
         if !(1..=28).contains(&begins_on) {
             let rule = "give a day that every month has: 1 to 28".to_owned();
@@ -295,6 +302,7 @@ impl UplinkFile {
                 None => Ok(UplinkSettings {
                     live_deadline,
                     max_rate_bps: self.max_rate_bps,
+                    max_redundancy,
                     allowance: None,
                 }),
             };
@@ -306,6 +314,7 @@ impl UplinkFile {
         Ok(UplinkSettings {
             live_deadline,
             max_rate_bps: self.max_rate_bps,
+            max_redundancy,
             allowance: Some(Allowance {
                 bytes,
                 begins_on,
@@ -326,6 +335,7 @@ impl UplinkSettings {
                 ..Policy::default()
             },
             max_rate_bps: self.max_rate_bps,
+            max_redundancy: self.max_redundancy,
             held_back: None,
         }
     }
@@ -468,11 +478,12 @@ mod tests {
         let settings = resolve("", Overrides::default()).unwrap();
         assert_eq!(settings.uplink.orders(&settings.streams), Orders::default());
         assert_eq!(settings.uplink.allowance, None);
-        let file = "uplink.live_deadline = '8s'\nuplink.max_rate_bps = 2000000\nuplink.monthly_bytes = '50GB'\nuplink.month_begins_on = 7\nuplink.when_spent = 'events-only'\n[[stream]]\nname = 'gate'\nsource = 'udp://0.0.0.0:5000'\nweight = 3";
+        let file = "uplink.live_deadline = '8s'\nuplink.max_rate_bps = 2000000\nuplink.max_redundancy = 0.2\nuplink.monthly_bytes = '50GB'\nuplink.month_begins_on = 7\nuplink.when_spent = 'events-only'\n[[stream]]\nname = 'gate'\nsource = 'udp://0.0.0.0:5000'\nweight = 3";
         let settings = resolve(file, Overrides::default()).unwrap();
         let orders = settings.uplink.orders(&settings.streams);
         assert_eq!(orders.policy.live_deadline, Duration::from_secs(8));
         assert_eq!(orders.max_rate_bps, Some(2_000_000));
+        assert_eq!(orders.max_redundancy, 0.2);
         let gate = settings.streams[0].name.clone();
         assert_eq!(orders.policy.weights, [(gate, 3)].into());
         let allowance = Allowance {
@@ -517,6 +528,16 @@ mod tests {
                 "uplink.max_rate_bps = 1000".to_owned(),
                 "uplink.max_rate_bps",
                 "or more",
+            ),
+            (
+                "uplink.max_redundancy = 1.5".to_owned(),
+                "uplink.max_redundancy",
+                "0 to 1",
+            ),
+            (
+                "uplink.max_redundancy = nan".to_owned(),
+                "uplink.max_redundancy",
+                "0 to 1",
             ),
             (
                 "uplink.monthly_bytes = 0".to_owned(),

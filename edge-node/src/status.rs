@@ -84,6 +84,8 @@ pub(crate) fn json(about: &About, link: &UplinkStatus, inputs: &Inputs, disk: &D
             "refused_streams": refused,
             "live_bytes": link.progress.live_bytes,
             "backfill_bytes": link.progress.backfill_bytes,
+            "event_bytes": link.progress.event_bytes,
+            "want_bytes": link.progress.want_bytes,
             "segments_demoted": link.progress.segments_demoted,
             "held_back": link.held_back,
             "plots": about.plots,
@@ -235,6 +237,10 @@ struct ShownLink {
     live_bytes: u64,
     #[serde(default)]
     backfill_bytes: u64,
+    #[serde(default)]
+    event_bytes: u64,
+    #[serde(default)]
+    want_bytes: u64,
     held_back: Option<String>,
 }
 
@@ -307,7 +313,8 @@ impl Shown {
             ));
         }
         text.push_str(&format!("link    {}\n", self.link.text()));
-        let sent = self.link.live_bytes + self.link.backfill_bytes;
+        let link = &self.link;
+        let sent = link.event_bytes + link.live_bytes + link.want_bytes + link.backfill_bytes;
         if sent > 0 {
             let live = self.link.live_bytes as f64 / sent as f64;
             text.push_str(&format!(

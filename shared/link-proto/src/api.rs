@@ -176,6 +176,8 @@ pub struct SessionStats {
     pub datagrams_expected: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
+    /// Bytes sent before any loss was known: parity, and packets that tail probes repeated.
+    pub bytes_beforehand: u64,
     /// Dropped because they were seen before or are too old.
     pub datagrams_replayed: u64,
     /// Authentic, but of an older generation or malformed inside.

@@ -15,6 +15,7 @@ use crate::{
     api::*,
     cookie::{COOKIE_LIFE, HubMacs, mac2},
     datagram::{Datagram, Mac, emit_initiation, initiation_header},
+    loss::DEFAULT_MAX_REDUNDANCY,
     noise::{Initiator, Ticket},
     rng::Rng,
     session::{Epoch, Identity, Received, Role, Session},
@@ -66,6 +67,7 @@ pub struct EdgeEndpoint {
     plain: Vec<u8>,
     /// Bytes per second that go out at most.
     max_rate: f64,
+    max_redundancy: f64,
     finished: bool,
 }
 
@@ -101,6 +103,7 @@ impl EdgeEndpoint {
             counters: EndpointCounters::default(),
             plain: Vec::new(),
             max_rate: f64::INFINITY,
+            max_redundancy: DEFAULT_MAX_REDUNDANCY,
             finished: false,
         }
     }
@@ -119,6 +122,16 @@ impl EdgeEndpoint {
         self.max_rate = bits_per_second.map_or(f64::INFINITY, |bps| bps as f64 / 8.0);
         if let Some(session) = &mut self.session {
             session.set_max_rate(now, self.max_rate);
+        }
+    }
+
+    /// What is sent before any loss is known (parity, packets repeated by tail probes) is at most this share of the
+    /// media sent from now on, 0 to 1; default [`DEFAULT_MAX_REDUNDANCY`]. Lowering it saves bytes on lossy lines and
+    /// makes what is lost there later, by a round trip or two. Holds for later sessions too.
+    pub fn set_max_redundancy(&mut self, share: f64) {
+        self.max_redundancy = share;
+        if let Some(session) = &mut self.session {
+            session.set_max_redundancy(share);
         }
     }
 
@@ -289,6 +302,7 @@ impl EdgeEndpoint {
         };
         let mut session = Session::new(now, self.started, who, epoch);
         session.set_max_rate(now, self.max_rate);
+        session.set_max_redundancy(self.max_redundancy);
         self.session = Some(session);
         self.events.push_back(Event::Connected {
             session: id,
@@ -353,6 +367,11 @@ impl EdgeEndpoint {
     #[cfg(test)]
     pub(crate) fn ticket(&self, session: SessionId) -> Option<u64> {
         self.of(session).map(|known| known.ticket)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.session.as_ref().map_or(0, Session::held_bytes)
     }
 
     fn of(&self, session: SessionId) -> Option<&Session> {

@@ -165,6 +165,16 @@ impl HubEndpoint {
         ]
     }
 
+    /// The most that one session holds.
+    #[cfg(test)]
+    pub(crate) fn most_held_bytes(&self) -> usize {
+        let sessions = self.sessions.values();
+        sessions
+            .map(|entry| entry.session.held_bytes())
+            .max()
+            .unwrap_or(0)
+    }
+
     #[cfg(test)]
     pub(crate) fn ticket(&self, session: SessionId) -> Option<u64> {
         Some(self.sessions.get(&session)?.session.ticket)

@@ -118,6 +118,15 @@ impl Lane {
         self.conversation.message_bytes() + self.queue.iter().map(Bytes::len).sum::<usize>()
     }
 
+    /// Bytes of messages, packets and parity, both ways; a packet in flight is KCP's too.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.queued_bytes
+            + 2 * self.conversation.flight.held_bytes()
+            + self.encoder.held_bytes()
+            + self.decoder.held_bytes()
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.conversation.message_bytes() == 0
     }

@@ -44,6 +44,6 @@ pub use datagram::{BASE_DATAGRAM_BYTES, MAX_DATAGRAM_BYTES};
 pub use edge::{EdgeConfig, EdgeEndpoint};
 pub use hub::{HubConfig, HubEndpoint};
 pub use lane::MAX_CREDIT_BYTES;
-pub use loss::MAX_BEFOREHAND_SHARE;
+pub use loss::DEFAULT_MAX_REDUNDANCY;
 pub use noise::public_key;
 pub use session::{KEYS_OUTLIVE, MAX_SESSION_BYTES, SILENCE, STRANGER_CREDIT};

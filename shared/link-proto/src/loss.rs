@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use crate::frame::Feedback;
 
-/// What may be sent before any loss is known (parity, probes), as a share of the media sent.
-pub const MAX_BEFOREHAND_SHARE: f64 = 0.5;
+/// What may be sent before any loss is known (parity, packets repeated by tail probes), as a share of the media
+/// sent, unless the operator says otherwise. Probes go in any case, since without them nobody would learn of a
+/// lost tail; what they cost is taken from parity's share.
+pub const DEFAULT_MAX_REDUNDANCY: f64 = 0.5;
 
-/// Unused share that may be saved up: a key frame's worth of parity.
+/// Unused share that may be saved up at the default, a key frame's worth of parity, and what is remembered of tail
+/// probes that went beyond it; in proportion where the share is another one.
 const MAX_SAVED_BYTES: f64 = 48.0 * 1024.0;
 
 /// Losses are remembered over about so many datagrams.
@@ -133,22 +136,47 @@ fn too_few(packets: usize, parities: usize, loss: f64) -> f64 {
 /// Bytes that may yet be sent before any loss is known.
 pub(crate) struct Beforehand {
     share: f64,
+    /// From minus to plus [`Beforehand::most`].
     saved: f64,
+    /// All that was spent.
+    spent_bytes: u64,
 }
 
 impl Beforehand {
-    pub(crate) fn new(share: f64) -> Self {
-        Self { share, saved: 0.0 }
+    pub(crate) fn new() -> Self {
+        Self {
+            share: DEFAULT_MAX_REDUNDANCY,
+            saved: 0.0,
+            spent_bytes: 0,
+        }
+    }
+
+    /// From now on, 0 to 1.
+    pub(crate) fn set_share(&mut self, share: f64) {
+        self.share = if share.is_finite() {
+            share.clamp(0.0, 1.0)
+        } else {
+            DEFAULT_MAX_REDUNDANCY
+        };
+        self.saved = self.saved.min(self.most());
+    }
+
+    /// Nothing at all may be sent beforehand.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        self.share == 0.0
+    }
+
+    pub(crate) fn spent_bytes(&self) -> u64 {
+        self.spent_bytes
+    }
+
+    fn most(&self) -> f64 {
+        MAX_SAVED_BYTES * self.share / DEFAULT_MAX_REDUNDANCY
     }
 
     /// Media was sent for the first time.
     pub(crate) fn earn(&mut self, bytes: usize) {
-        self.saved = (self.saved + self.share * bytes as f64).min(MAX_SAVED_BYTES);
-    }
-
-    /// What can't wait for a share of its own.
-    pub(crate) fn spend(&mut self, bytes: usize) {
-        self.saved = (self.saved - bytes as f64).max(-MAX_SAVED_BYTES);
+        self.saved = (self.saved + self.share * bytes as f64).min(self.most());
     }
 
     /// How many of such a size are paid for, up to `most`; they are spent.
@@ -156,7 +184,14 @@ impl Beforehand {
         let affordable = (self.saved / bytes.max(1) as f64).max(0.0) as usize;
         let taken = most.min(affordable);
         self.saved -= (taken * bytes) as f64;
+        self.spent_bytes += (taken * bytes) as u64;
         taken
+    }
+
+    /// What can't wait for a share of its own: it is paid for later.
+    pub(crate) fn spend(&mut self, bytes: usize) {
+        self.saved = (self.saved - bytes as f64).max(-self.most());
+        self.spent_bytes += bytes as u64;
     }
 }
 
@@ -210,12 +245,33 @@ mod tests {
 
     #[test]
     fn no_more_goes_out_beforehand_than_its_share() {
-        let mut beforehand = Beforehand::new(0.5);
+        let mut beforehand = Beforehand::new();
         assert_eq!(beforehand.take(3, 1000), 0);
         beforehand.earn(5000);
         assert_eq!(beforehand.take(9, 1000), 2);
         assert_eq!(beforehand.take(9, 1000), 0);
         beforehand.earn(100_000_000);
         assert_eq!(beforehand.take(1000, 1024), 48);
+        assert_eq!(beforehand.spent_bytes(), 2_000 + 48 * 1024);
+    }
+
+    #[test]
+    fn probes_are_paid_for_later_and_without_a_share_nothing_else_goes() {
+        let mut beforehand = Beforehand::new();
+        beforehand.spend(4 * 1024);
+        beforehand.earn(8 * 1024);
+        assert_eq!(beforehand.take(1, 1024), 0, "the debt comes first");
+        beforehand.earn(2 * 1024);
+        assert_eq!(beforehand.take(9, 1024), 1);
+        assert_eq!(beforehand.spent_bytes(), 5 * 1024);
+        beforehand.set_share(0.0);
+        assert!(beforehand.is_forbidden());
+        beforehand.earn(100_000_000);
+        assert_eq!(beforehand.take(9, 1), 0);
+        beforehand.set_share(0.25);
+        beforehand.earn(100_000_000);
+        assert_eq!(beforehand.take(1000, 1024), 24);
+        beforehand.set_share(f64::NAN);
+        assert!(!beforehand.is_forbidden());
     }
 }

@@ -204,6 +204,13 @@ impl Encoder {
     pub(crate) fn waiting(&self) -> usize {
         self.ready.len()
     }
+
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        let open = self.groups.iter().flat_map(|(_, shards)| shards);
+        let ready = self.ready.iter().map(|parity| &parity.bytes);
+        open.chain(ready).map(Vec::capacity).sum()
+    }
 }
 
 /// An authentic peer covered what can't be: its fault.
@@ -332,6 +339,14 @@ impl Decoder {
         if self.used.is_some_and(|used| now >= used + UNUSED_AGE) {
             *self = Self::new();
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        let parities = self.groups.iter().flat_map(|group| &group.parities);
+        let parities = parities.map(|(_, bytes)| bytes.capacity());
+        let recent = self.recent.values().map(Vec::capacity);
+        recent.chain(parities).sum()
     }
 
     /// When there is something to forget.

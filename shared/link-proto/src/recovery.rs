@@ -53,6 +53,13 @@ enum State {
     Acknowledged,
 }
 
+impl Packet {
+    /// It has left, and nobody knows what became of it.
+    fn is_under_way(&self) -> bool {
+        matches!(self.state, State::Sent | State::Open)
+    }
+}
+
 /// Enough for a burst.
 const MAX_SPARE: usize = 64;
 
@@ -78,6 +85,14 @@ impl Flight {
     /// Packets from `una` on, acknowledged or not.
     pub(crate) fn len(&self) -> usize {
         self.packets.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        let packets = self.packets.iter().map(|packet| packet.bytes.capacity());
+        let spare = self.spare.iter().map(Vec::capacity);
+        let copies = (self.lost.len() + self.copies.len()) * size_of::<(Instant, u32)>();
+        packets.chain(spare).sum::<usize>() + copies
     }
 
     pub(crate) fn unacknowledged(&self) -> usize {
@@ -293,22 +308,18 @@ impl Flight {
     }
 
     /// Nothing was heard of the last datagrams: sends the oldest of what they carried again.
-    /// Gives how many.
+    /// Gives how many bytes.
     pub(crate) fn probe(&mut self) -> usize {
-        let mut packets = 0;
-        let oldest = self
-            .packets
-            .iter_mut()
-            .zip(0u32..)
-            .filter(|(packet, _)| matches!(packet.state, State::Sent | State::Open))
-            .take(PROBE_PACKETS);
-        for (packet, place) in oldest {
+        let mut bytes = 0;
+        let under_way = self.packets.iter_mut().zip(0u32..);
+        let oldest = under_way.filter(|(packet, _)| packet.is_under_way());
+        for (packet, place) in oldest.take(PROBE_PACKETS) {
             packet.state = State::Lost;
             self.lost.push_back(self.una.wrapping_add(place));
             self.large_lost += usize::from(packet.large);
-            packets += 1;
+            bytes += packet.bytes.len();
         }
-        packets
+        bytes
     }
 }
 
@@ -399,7 +410,7 @@ mod tests {
         let now = sim::start();
         let mut flight = flight(6, now, true);
         assert_eq!(flight.tail_since(), Some(now));
-        assert_eq!(flight.probe(), PROBE_PACKETS);
+        assert_eq!(flight.probe(), 3 * PROBE_PACKETS);
         assert_eq!(flight.waiting(), PROBE_PACKETS);
         assert_eq!(flight.large_lost(), 4);
         flight.forgive();

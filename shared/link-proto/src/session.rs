@@ -25,7 +25,7 @@ use crate::{
     feedback::Receiver,
     frame::{Plaintext, kcp_mss},
     lane::{Lane, MAX_CREDIT_BYTES, MAX_WINDOW_PACKETS},
-    loss::{Beforehand, LossMeter, MAX_BEFOREHAND_SHARE},
+    loss::{Beforehand, LossMeter},
     mtu::PathMtu,
     noise::Keys,
     pacing::Pacer,
@@ -225,7 +225,7 @@ impl Session {
             reordered: 0,
             reordering_until: None,
             losses: LossMeter::new(),
-            beforehand: Beforehand::new(MAX_BEFOREHAND_SHARE),
+            beforehand: Beforehand::new(),
             seen: 0,
             heard: None,
             probes: 0,
@@ -290,6 +290,12 @@ impl Session {
         out
     }
 
+    /// What its channels hold, of all that [`MAX_SESSION_BYTES`] bounds.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.lanes.iter().map(Lane::held_bytes).sum()
+    }
+
     pub(crate) fn stats(&self) -> SessionStats {
         let mut stats = SessionStats {
             rtt: self.rate.rtt(),
@@ -306,6 +312,7 @@ impl Session {
             datagrams_expected: self.receiver.expected(),
             bytes_sent: self.bytes_sent,
             bytes_received: self.receiver.bytes(),
+            bytes_beforehand: self.beforehand.spent_bytes(),
             generation: self.generation,
             silent: self.is_silent(),
             outstanding_bytes: self.lanes.iter().map(Lane::outstanding_bytes).sum(),
@@ -319,6 +326,11 @@ impl Session {
     pub(crate) fn set_max_rate(&mut self, now: Instant, max_rate: f64) {
         self.max_rate = max_rate;
         self.pacer.set_rate(now, self.paced_rate());
+    }
+
+    /// What may be sent before any loss is known from now on, as a share of the media sent, 0 to 1.
+    pub(crate) fn set_max_redundancy(&mut self, share: f64) {
+        self.beforehand.set_share(share);
     }
 
     fn paced_rate(&self) -> f64 {

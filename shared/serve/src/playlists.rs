@@ -239,6 +239,11 @@ fn load_recording(
     span: Span,
     last: Option<Arc<Rendered>>,
 ) -> Result<Arc<Rendered>, Refusal> {
+    // What is still on its device comes ahead of the rest while somebody watches.
+    match store.want_recording(stream, span.from, span.to) {
+        Ok(_) | Err(StoreError::NoSuchStream(_)) => {}
+        Err(error) => return Err(Refusal::internal("read what is still to come", &error)),
+    }
     match store.recording(stream, span.from, span.to) {
         Ok(Some(playlist)) => Ok(Rendered::anew(&playlist, last, Kind::Recording(span))),
         Ok(None) | Err(StoreError::NoSuchStream(_)) => Err(no_playlist(store, stream, Some(span))),

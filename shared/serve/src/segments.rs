@@ -296,11 +296,17 @@ fn read_whole(file: File, bytes: u64) -> std::io::Result<Vec<u8>> {
 }
 
 fn missing(store: &Store, (stream, number): &Key) -> Refusal {
-    match known(store, stream) {
-        Ok(_) => Refusal::not_found(format!(
+    if let Err(refusal) = known(store, stream) {
+        return refusal;
+    }
+    match store.want(stream, *number..=*number) {
+        Ok(true) => Refusal::not_found(format!(
+            "segment {number} of stream {stream} is still on its device, which is asked for it ahead of its backlog: try again in some seconds"
+        )),
+        Ok(false) | Err(StoreError::NoSuchStream(_)) => Refusal::not_found(format!(
             "stream {stream} has no segment {number} here: it was deleted, or never came"
         )),
-        Err(refusal) => refusal,
+        Err(error) => Refusal::internal("read the catalog", &error),
     }
 }
 

@@ -36,6 +36,7 @@ mod taken;
 mod tests;
 mod tier;
 mod trouble;
+mod wants;
 mod writer;
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
@@ -58,6 +59,7 @@ pub use store::Store;
 pub use taken::{FileId, MAX_TAKEN, OnHub, Progress, Taken, TakenState};
 pub use tier::{DEFAULT_MEMORY_BYTES, InMemory};
 pub use trouble::{DiskTrouble, MemoryCounters, TroubleKind};
+pub use wants::{MAX_WANTED_RANGES, WANT_EXPIRES, Wanted};
 pub use writer::SegmentWriter;
 
 /// How a store behaves.

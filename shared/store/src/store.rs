@@ -43,6 +43,7 @@ use crate::{
     steady::Steady,
     tier::{Tier, TierStream},
     trouble::{Health, TroubleKind},
+    wants::Wants,
 };
 
 /// A stream that wrote within this is live: two long segments without a part.
@@ -75,6 +76,7 @@ pub(crate) struct Inner {
     pub(crate) scrubbed: ScrubCounts,
     pub(crate) tier: Arc<Tier>,
     pub(crate) health: Health,
+    pub(crate) wants: Wants,
     /// Held by whoever deletes for want of room.
     pub(crate) evicting: Mutex<()>,
     lock: Mutex<Option<Arc<Lock>>>,
@@ -223,6 +225,7 @@ impl Store {
                 scrubbed: ScrubCounts::default(),
                 tier,
                 health: Health::default(),
+                wants: Wants::default(),
                 evicting: Mutex::default(),
                 lock: Mutex::new(lock),
             }),

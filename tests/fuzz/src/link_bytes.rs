@@ -167,7 +167,7 @@ fn drain(sender: &mut Sender, how: u8) {
     }
     for command in commands {
         match command {
-            Command::Look { ticket, stream } => {
+            Command::Look { ticket, stream, .. } => {
                 sender.handle_looked(now, ticket, &stream, (how & 2 == 0).then(Default::default));
             }
             Command::List { ticket, stream, .. } => {

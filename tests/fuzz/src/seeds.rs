@@ -286,6 +286,10 @@ fn to_edge() -> Vec<ToEdge> {
             stream: stream.clone(),
             last: Some(number),
         },
+        ToEdge::Want {
+            stream: stream.clone(),
+            ranges: vec![SegmentNumber(7)..=SegmentNumber(9)],
+        },
         ToEdge::Restamped {
             stream: stream.clone(),
             last: number,

@@ -31,6 +31,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub const MAX_CHUNK_BYTES: usize = 16 * 1024;
 /// Most ranges in one message (architecture: settled ranges go 256 a message, then a cursor).
 pub const MAX_RANGES: usize = 256;
+/// Most ranges that one [`ToEdge::Want`] asks for.
+pub const MAX_WANTED: usize = 64;
 /// Most segments in one announcement: with their runs they fit a message.
 pub const MAX_ANNOUNCED: usize = 64;
 /// Most segments restamped by one message: some 6 KB.
@@ -179,6 +181,12 @@ pub enum ToEdge {
     Restamped {
         stream: StreamName,
         last: SegmentNumber,
+    },
+    /// Somebody waits for these: they go ahead of the rest of the backfill, range by range; at most
+    /// [`MAX_WANTED`]. What of them is not to be shipped is not meant.
+    Want {
+        stream: StreamName,
+        ranges: Vec<RangeInclusive<SegmentNumber>>,
     },
 }
 

@@ -222,6 +222,13 @@ fn every_to_edge() -> Vec<ToEdge> {
             stream: stream(),
             last: None,
         },
+        ToEdge::Want {
+            stream: stream(),
+            ranges: vec![
+                SegmentNumber(7)..=SegmentNumber(9),
+                SegmentNumber(0)..=SegmentNumber(u64::MAX),
+            ],
+        },
         ToEdge::Restamped {
             stream: stream(),
             last: number,

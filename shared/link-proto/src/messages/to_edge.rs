@@ -4,7 +4,7 @@ use bytes::Bytes;
 use model::SegmentNumber;
 
 use super::{
-    MAX_FLOORS, MAX_WAIT_MS, ProtocolError, Settled, ToEdge, check, reason_text,
+    MAX_FLOORS, MAX_WAIT_MS, MAX_WANTED, ProtocolError, Settled, ToEdge, check, reason_text,
     wire::{self, to_edge::Kind},
 };
 
@@ -68,6 +68,13 @@ pub(super) fn from_wire(message: wire::ToEdge) -> Result<Option<ToEdge>, Protoco
             stream: check::stream(m.stream)?,
             last: SegmentNumber(m.last),
         },
+        Kind::Want(m) => {
+            check::at_most("wanted ranges", m.ranges.len(), MAX_WANTED)?;
+            ToEdge::Want {
+                stream: check::stream(m.stream)?,
+                ranges: check::ranges(m.ranges)?,
+            }
+        }
     }))
 }
 
@@ -172,6 +179,10 @@ pub(super) fn to_wire(message: &ToEdge) -> wire::ToEdge {
         ToEdge::Restamped { stream, last } => Kind::Restamped(wire::Restamped {
             stream: stream.to_string(),
             last: last.0,
+        }),
+        ToEdge::Want { stream, ranges } => Kind::Want(wire::Want {
+            stream: stream.to_string(),
+            ranges: check::ranges_to_wire(ranges),
         }),
     };
     wire::ToEdge { kind: Some(kind) }

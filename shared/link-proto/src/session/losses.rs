@@ -50,8 +50,8 @@ impl Session {
             self.probes = (self.probes + 1).min(MAX_PROBE_DOUBLINGS);
             self.heard = Some(now);
             for lane in &mut self.lanes {
-                let packets = lane.conversation.flight.probe();
-                self.beforehand.spend(packets * self.mtu.datagram_bytes());
+                let bytes = lane.conversation.flight.probe();
+                self.beforehand.spend(bytes);
             }
             self.doubt_mtu(now);
         }

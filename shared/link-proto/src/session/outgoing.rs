@@ -259,7 +259,9 @@ impl Session {
                 }
             }
             // An open group is a run of packets: none may be left out of it, though losses have ceased.
-            let lossy = channel != Channel::Bulk && !self.losses.is_clean();
+            let lossy = channel != Channel::Bulk
+                && !self.losses.is_clean()
+                && !self.beforehand.is_forbidden();
             while !full && let Some(sn) = lane.conversation.flight.next_new() {
                 let covered = lossy || lane.encoder.opened().is_some();
                 let (fragment, data) = content(lane.conversation.flight.bytes(sn));

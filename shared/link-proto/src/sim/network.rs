@@ -76,6 +76,10 @@ pub(super) struct LineState {
     pub(super) cut_until: Option<Instant>,
     pub(super) datagrams: u64,
     pub(super) bytes: u64,
+    /// Of these, what was lost, cut off or too large; what a full queue dropped is counted apart.
+    pub(super) lost_datagrams: u64,
+    pub(super) lost_bytes: u64,
+    pub(super) overflowed_bytes: u64,
 }
 
 impl LineState {
@@ -127,6 +131,8 @@ impl Network {
         let lost = self.chance() < line.loss;
         if cut || lost || state.bad || delivery.bytes.len() > line.mtu {
             self.lost += 1;
+            state.lost_datagrams += 1;
+            state.lost_bytes += delivery.bytes.len() as u64;
             return;
         }
         let mut leaves = now;
@@ -135,6 +141,7 @@ impl Network {
             let bits = |bytes: usize| bytes as f64 * 8.0 / rate_bps as f64;
             if begins.saturating_duration_since(now).as_secs_f64() > bits(line.queue_bytes) {
                 self.lost += 1;
+                state.overflowed_bytes += delivery.bytes.len() as u64;
                 return;
             }
             leaves = begins + Duration::from_secs_f64(bits(delivery.bytes.len()));

@@ -46,6 +46,16 @@ impl Edge {
         (self.up_state.datagrams, self.up_state.bytes)
     }
 
+    /// Of these, the datagrams and bytes that the line lost, and the bytes that did not fit its queue.
+    pub fn lost(&self) -> (u64, u64, u64) {
+        let state = &self.up_state;
+        (
+            state.lost_datagrams,
+            state.lost_bytes,
+            state.overflowed_bytes,
+        )
+    }
+
     /// How long a datagram that this edge sends now waits before its line.
     pub fn queueing_delay(&self, now: Instant) -> Duration {
         self.up_state.queueing_delay(now)

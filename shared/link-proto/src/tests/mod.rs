@@ -1,5 +1,6 @@
 //! Two real endpoints over a simulated line, by behaviour.
 
+mod ceiling;
 mod delivery;
 mod finding;
 mod goodput;

@@ -60,6 +60,8 @@ pub(super) struct Downlink {
     admission: JoinHandle<()>,
     inputs: mpsc::Receiver<Input>,
     input: mpsc::Sender<Input>,
+    /// Changes with viewers' asks.
+    wants: watch::Receiver<u64>,
     check_at: Instant,
     checked_at: Instant,
     socket: Arc<SocketCounters>,
@@ -78,6 +80,8 @@ pub(super) struct Downlink {
 pub(super) enum Input {
     Done(Done),
     Verdict(Verdict),
+    /// Viewers wait for something that is not here.
+    Wanted,
     Shutdown,
 }
 
@@ -120,6 +124,7 @@ impl Downlink {
             admission,
             inputs,
             input,
+            wants: store.wants(),
             check_at: now,
             checked_at: now,
             socket,
@@ -313,7 +318,27 @@ impl Downlink {
         endpoint.admit(id);
         self.seen(now, &[id]);
         self.answer(id, welcome(device, floors));
+        self.tell_wants_to(id);
         self.check_soon(now);
+    }
+
+    /// Asks each connected device for what viewers wait for and it was not asked for.
+    fn tell_wants(&mut self) {
+        for device in self.store.wanted_devices() {
+            if let Some(&id) = self.members.get(&device) {
+                self.tell_wants_to(id);
+            }
+        }
+    }
+
+    fn tell_wants_to(&mut self, id: SessionId) {
+        let wants = match self.sessions.get_mut(&id) {
+            Some(session) => session.wants(&self.store),
+            None => Vec::new(),
+        };
+        for want in wants {
+            self.answer(id, want);
+        }
     }
 
     /// Something about devices or whose streams are is different.
@@ -516,6 +541,8 @@ impl Downlink {
         self.seen(now, &seen);
         // Asked again in a second where there is no room now.
         let _ = self.questions.try_send(Question::Changes);
+        // To those who had too much else to hear.
+        self.tell_wants();
         self.publish(now, endpoint);
         self.watch_for_floods(now, endpoint);
     }
@@ -574,6 +601,7 @@ impl Application<HubEndpoint> for Downlink {
         tokio::select! {
             () = self.shutdown.cancelled(), if self.stop_at.is_none() => Some(Input::Shutdown),
             input = self.inputs.recv() => input,
+            Ok(()) = self.wants.changed() => Some(Input::Wanted),
         }
     }
 
@@ -585,6 +613,7 @@ impl Application<HubEndpoint> for Downlink {
         match input {
             Input::Done(done) => self.on_done(now, endpoint, done),
             Input::Verdict(verdict) => self.on_verdict(now, endpoint, verdict),
+            Input::Wanted => self.tell_wants(),
             Input::Shutdown => {
                 let ids: Vec<_> = self.sessions.keys().copied().collect();
                 for id in ids {
@@ -616,6 +645,7 @@ impl Application<HubEndpoint> for Downlink {
                 };
                 session.generation += 1;
                 session.owed.clear();
+                session.forget_wants();
                 match &mut session.state {
                     State::Member { worker, .. } => {
                         session.answers.clear();
@@ -627,6 +657,7 @@ impl Application<HubEndpoint> for Downlink {
                     State::Stranger { asked, .. } => *asked = false,
                     _ => {}
                 }
+                self.tell_wants_to(id);
             }
             Event::PeerMoved { session, from, to } => {
                 let tell = self

@@ -12,6 +12,7 @@ use link_proto::{
     Channel, Endpoint, HubEndpoint, MAX_CREDIT_BYTES, SessionId, SessionStats, messages::ToEdge,
 };
 use model::{DeviceName, SegmentNumber, StreamName, WallTime};
+use store::Store;
 
 use super::{
     SessionStatus,
@@ -55,6 +56,8 @@ pub(super) struct Session {
     in_hand_bytes: usize,
     moved_at: Option<Instant>,
     turns: Turns,
+    /// The last of viewers' asks that it was told.
+    wants_told: u64,
 }
 
 pub(super) enum State {
@@ -91,7 +94,29 @@ impl Session {
             in_hand_bytes: 0,
             moved_at: None,
             turns: Turns::default(),
+            wants_told: 0,
         }
+    }
+
+    /// What viewers wait for and it has not told its device; none while much else waits to be said.
+    pub(super) fn wants(&mut self, store: &Store) -> Vec<ToEdge> {
+        let State::Member { device, .. } = &self.state else {
+            return Vec::new();
+        };
+        if self.answers.len() >= MAX_ANSWERS {
+            return Vec::new();
+        }
+        let (told, wanted) = store.wants_of(device, self.wants_told);
+        self.wants_told = told;
+        let wants = wanted.into_iter();
+        wants
+            .map(|(stream, ranges)| ToEdge::Want { stream, ranges })
+            .collect()
+    }
+
+    /// Its device has forgotten what was asked of it.
+    pub(super) fn forget_wants(&mut self) {
+        self.wants_told = 0;
     }
 
     /// Its thread has got a message; false: it has too much in hand.

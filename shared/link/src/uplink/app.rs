@@ -395,6 +395,7 @@ impl Uplink {
         if std::mem::take(&mut self.ordered) {
             let orders = self.orders.borrow_and_update().clone();
             endpoint.set_max_rate(now, orders.max_rate_bps);
+            endpoint.set_max_redundancy(orders.max_redundancy);
             self.sender.set_policy(orders.policy);
         }
     }

@@ -13,7 +13,10 @@ use link_proto::{
     messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED},
     replicate::{
         MAX_STREAMS,
-        sender::{Command, Held, LOOK_LIMIT, Looked, NEWEST_LIMIT, OpenFacts, READ_BYTES, Sender},
+        sender::{
+            AHEAD_LIMIT, Command, Held, LOOK_LIMIT, Looked, NEWEST_LIMIT, OpenFacts, READ_BYTES,
+            Sender,
+        },
     },
 };
 use model::{RunInfo, SegmentHash, SegmentInfo, SegmentNumber, StreamName};
@@ -158,18 +161,24 @@ struct Failed {
 fn carry_out(store: &Store, failed: &mut Failed, work: Work) -> Option<Answer> {
     Some(match work {
         Work::Streams => Answer::Streams(logged("list", None, streams(store))?),
-        Work::Do(Command::Look { ticket, stream }) => Answer::Looked {
+        Work::Do(Command::Look {
             ticket,
-            looked: logged("look at", Some(&stream), look(store, &stream)).map(|mut looked| {
-                if failed
-                    .restamped
-                    .get(&stream)
-                    .is_some_and(|at| *at > Instant::now())
-                {
-                    looked.restamped.clear();
-                }
-                Box::new(looked)
-            }),
+            stream,
+            ahead,
+        }) => Answer::Looked {
+            ticket,
+            looked: logged("look at", Some(&stream), look(store, &stream, &ahead)).map(
+                |mut looked| {
+                    if failed
+                        .restamped
+                        .get(&stream)
+                        .is_some_and(|at| *at > Instant::now())
+                    {
+                        looked.restamped.clear();
+                    }
+                    Box::new(looked)
+                },
+            ),
             stream,
         },
         Work::Do(Command::List {
@@ -315,11 +324,31 @@ fn held(store: &Store, stream: &StreamName, from: SegmentNumber) -> Result<Held,
     })
 }
 
-fn look(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
-    known(store, stream, || look_at(store, stream))
+type Ranges = [RangeInclusive<SegmentNumber>];
+
+fn look(store: &Store, stream: &StreamName, ahead: &Ranges) -> Result<Looked, StoreError> {
+    known(store, stream, || look_at(store, stream, ahead))
 }
 
-fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
+/// What of these ranges is to be shipped.
+fn found(
+    store: &Store,
+    stream: &StreamName,
+    ranges: &Ranges,
+) -> Result<Vec<SegmentInfo>, StoreError> {
+    let mut found = Vec::new();
+    for range in ranges {
+        let room = AHEAD_LIMIT.saturating_sub(found.len());
+        if room == 0 {
+            break;
+        }
+        let page = store.unshipped(stream, *range.start(), room)?;
+        found.extend(page.into_iter().filter(|info| range.contains(&info.number)));
+    }
+    Ok(found)
+}
+
+fn look_at(store: &Store, stream: &StreamName, ahead: &Ranges) -> Result<Looked, StoreError> {
     if let Some(from) = store.go_on_renumbering(stream)? {
         return Ok(Looked {
             renumbering: Some(from),
@@ -346,9 +375,15 @@ fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
         // They are in the page.
         _ => Vec::new(),
     };
+    let mut ahead = match page.len() {
+        LOOK_LIMIT => found(store, stream, ahead)?,
+        _ => Vec::new(),
+    };
+    ahead.retain(|info| !is_waiting(&waiting, info.number));
     page.retain(|info| !is_waiting(&waiting, info.number));
     newest.retain(|info| !is_waiting(&waiting, info.number));
-    let of_page = page.iter().chain(&newest).map(|info| info.run);
+    let of_page = page.iter().chain(&newest).chain(&ahead);
+    let of_page = of_page.map(|info| info.run);
     Ok(Looked {
         runs: runs(
             store,
@@ -359,6 +394,7 @@ fn look_at(store: &Store, stream: &StreamName) -> Result<Looked, StoreError> {
         page,
         live: store.is_live_source(stream),
         newest,
+        ahead,
         holes: store.gone(stream)?,
         ending,
         restamped: store.restamped(stream, MAX_RESTAMPED)?,

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use link_proto::DEFAULT_MAX_REDUNDANCY;
 pub use link_proto::replicate::sender::{Allowed, DEFAULT_LIVE_DEADLINE, MAX_WEIGHT, Policy};
 use link_proto::{EdgeConfig, EdgeEndpoint, messages::Report, replicate::sender::Progress};
 use model::{DeviceName, SegmentNumber, StreamName, WallTime};
@@ -46,13 +47,27 @@ pub struct UplinkConfig {
 }
 
 /// What the operator, or a budget, wants of the line.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Orders {
     pub policy: Policy,
     /// Bits per second that go out at most, in UDP payloads. Default: what the line carries.
     pub max_rate_bps: Option<u64>,
+    /// What may be sent before any loss is known, as a share of the media sent, 0 to 1. Default
+    /// [`DEFAULT_MAX_REDUNDANCY`].
+    pub max_redundancy: f64,
     /// What `policy.allowed` holds back, why and until when, in words.
     pub held_back: Option<String>,
+}
+
+impl Default for Orders {
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            max_rate_bps: None,
+            max_redundancy: DEFAULT_MAX_REDUNDANCY,
+            held_back: None,
+        }
+    }
 }
 
 /// Orders that never change.

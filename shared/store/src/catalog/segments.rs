@@ -165,6 +165,21 @@ pub(crate) fn here_between(
     Ok(rows)
 }
 
+pub(crate) fn any_not_here(
+    c: &Connection,
+    stream: i64,
+    within: &RangeInclusive<SegmentNumber>,
+) -> rusqlite::Result<bool> {
+    c.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM segment INDEXED BY segment_not_here
+         WHERE stream = ?1 AND state <> 1 AND number BETWEEN ?2 AND ?3)",
+    )?
+    .query_row(
+        params![stream, sql(*within.start()), sql(*within.end())],
+        |row| row.get(0),
+    )
+}
+
 pub(crate) fn list_not_here(c: &Connection, stream: i64) -> rusqlite::Result<Vec<SegmentRow>> {
     collect(
         c,

@@ -13,14 +13,23 @@ use super::MAX_UNACKNOWLEDGED;
 pub const LOOK_LIMIT: usize = 2 * MAX_UNACKNOWLEDGED;
 /// Newest segments that a look-up lists beside the oldest: what may be live still.
 pub const NEWEST_LIMIT: usize = 16;
+/// Most ranges in which a look-up searches for what goes ahead of its turn: one query each.
+pub const MAX_AHEAD_RANGES: usize = 16;
+/// Most segments that it lists of them: enough to be sent until the next.
+pub const AHEAD_LIMIT: usize = 16;
 /// Bytes read at one go: enough to make the reading cheap.
 pub const READ_BYTES: u64 = 256 * 1024;
 
 /// Work for the shell that holds the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Look at a stream; answer with [`Sender::handle_looked`](super::Sender::handle_looked).
-    Look { ticket: u64, stream: StreamName },
+    /// Look at a stream; answer with [`Sender::handle_looked`](super::Sender::handle_looked). `ahead`: where to look
+    /// for what goes ahead of its turn, at most [`MAX_AHEAD_RANGES`], of any size.
+    Look {
+        ticket: u64,
+        stream: StreamName,
+        ahead: Vec<RangeInclusive<SegmentNumber>>,
+    },
     /// List closed segments that the hub has not settled from `from` on, at most
     /// [`MAX_ANNOUNCED`](crate::messages::MAX_ANNOUNCED); answer
     /// with [`Sender::handle_listed`](super::Sender::handle_listed).
@@ -102,6 +111,9 @@ pub struct Looked {
     /// The newest closed segments that the hub has not settled, ascending, at most [`NEWEST_LIMIT`]; some may be
     /// in the page too.
     pub newest: Vec<SegmentInfo>,
+    /// Closed segments that the hub has not settled within the ranges of [`Command::Look`], range by range and
+    /// ascending in each, at most [`AHEAD_LIMIT`]; some may be in the others too.
+    pub ahead: Vec<SegmentInfo>,
     /// The runs of all of them.
     pub runs: Vec<RunInfo>,
     /// Numbers that will never come.

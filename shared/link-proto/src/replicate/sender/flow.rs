@@ -12,6 +12,7 @@ use super::{OpenFacts, READ_BYTES};
 use crate::{
     Channel,
     messages::{Chunk, MAX_CHUNK_BYTES, PartEnd, SegmentStart, ToHub},
+    replicate::class::Class,
 };
 
 /// A segment begun on a channel. It may be open still; once it has closed it goes on where it is.
@@ -22,11 +23,14 @@ pub(super) struct Flow {
     pub(super) stream: StreamName,
     pub(super) number: SegmentNumber,
     pub(super) channel: Channel,
+    pub(super) class: Class,
     run: RunInfo,
     wall_start: WallTime,
     media_start: MediaTime,
     independent: bool,
     state: State,
+    /// The beginning that the hub has, if it is known to have one.
+    partial: Option<(u64, SegmentHash)>,
     /// Offset of the next byte to send.
     sent: u64,
     /// Media before the first part that is not sent whole.
@@ -99,11 +103,16 @@ impl Flow {
             stream,
             number: facts.number,
             channel,
+            class: match channel {
+                Channel::Live => Class::Live,
+                _ => Class::Backfill,
+            },
             run,
             wall_start: facts.wall_start,
             media_start: facts.media_start,
             independent: facts.independent,
             state: State::Starting,
+            partial: None,
             sent: 0,
             sent_media: MediaDuration::ZERO,
             is_spared: false,
@@ -121,6 +130,7 @@ impl Flow {
     /// The hub has the first `length` bytes; longer than what is here they can't be ours.
     pub(super) fn resume(mut self, length: u64, hash: SegmentHash) -> Self {
         if length <= self.available {
+            self.partial = Some((length, hash));
             self.state = State::Hashing {
                 length,
                 hash,
@@ -151,6 +161,11 @@ impl Flow {
         self.sent + self.buffered_bytes + self.reading_bytes <= info.bytes
     }
 
+    /// What it is, once it has closed.
+    pub(super) fn info(&self) -> Option<SegmentInfo> {
+        self.closed
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.closed.is_some()
     }
@@ -177,12 +192,9 @@ impl Flow {
         matches!(self.state, State::Sending | State::Finished)
     }
 
-    /// The beginning that the hub has, while it is not known to be ours.
-    pub(super) fn unchecked_partial(&self) -> Option<(u64, SegmentHash)> {
-        match self.state {
-            State::Hashing { length, hash, .. } => Some((length, hash)),
-            _ => None,
-        }
+    /// The beginning that the hub has, of a segment that it was not told of.
+    pub(super) fn unsaid_partial(&self) -> Option<(u64, SegmentHash)> {
+        self.partial.filter(|_| !self.is_said())
     }
 
     /// Whether there is a message now.

@@ -4,23 +4,29 @@
 //! not confirmed, then ship. What a live source records goes by the live channel, part by part as it is cut, in
 //! order while it is younger than the deadline. What is older is demoted to backfill, and live goes on at the
 //! newest segment: late, never lost. Backfill goes by the bulk channel, beside live, oldest first; what a
-//! source that can wait records is backfill as soon as it is closed. Streams share each class by weight.
+//! source that can wait records is backfill as soon as it is closed. Ahead of the rest of it goes what viewers wait
+//! for, and ahead of all, live too, what an event marks. Streams share each class by weight.
 //!
 //! The shell holds the store: it carries out [`Command`]s in the order in which it gets them and brings the
 //! answers back. An answer that nothing waits for any more is dropped by its `ticket`.
 //!
 //! Keeps invariants 3 (only the hub's word settles a segment) and 5 (reads ahead, unacknowledged segments
 //! and queues have named limits). Which bytes of a segment go next is [`flow`]'s business, what is known of
-//! a stream [`stream`]'s, what goes before what [`schedule`]'s; [`command`] has the words for the shell.
+//! a stream [`stream`]'s, what goes before what [`schedule`]'s; [`command`] has the words for the shell. What hub
+//! and store say is taken in by [`answers`], what begins is decided in [`begin`], what goes out next in [`next`].
 
+mod answers;
+mod begin;
 mod command;
 mod flow;
+mod next;
 mod schedule;
 mod stream;
 mod tally;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::RangeInclusive,
     time::{Duration, Instant},
 };
 
@@ -35,12 +41,15 @@ use crate::{
     Channel,
     messages::{ProtocolError, ToEdge, ToHub},
 };
-pub use command::{Command, Held, LOOK_LIMIT, Looked, NEWEST_LIMIT, OpenFacts, READ_BYTES};
+pub use command::{
+    AHEAD_LIMIT, Command, Held, LOOK_LIMIT, Looked, MAX_AHEAD_RANGES, NEWEST_LIMIT, OpenFacts,
+    READ_BYTES,
+};
 use flow::Flow;
-use schedule::Turns;
 pub use schedule::{Allowed, DEFAULT_LIVE_DEADLINE, MAX_WEIGHT, Policy};
-pub use stream::MAX_ANNOUNCED_AHEAD;
+use schedule::{PerBulkClass, Turns};
 use stream::{Collision, Next, Phase, Stream};
+pub use stream::{MAX_ANNOUNCED_AHEAD, MAX_EVENTS, MAX_WANTS};
 use tally::Tally;
 
 /// Most segments that were sent or are being sent and that the hub has not settled; live may have as many again,
@@ -53,7 +62,7 @@ pub const MAX_UNACKNOWLEDGED_BYTES: u64 = 64 << 20;
 pub const MAX_READ_AHEAD: u64 = 4 << 20;
 /// Closed segments in hand from which on the store need not be asked for more.
 const ENOUGH_QUEUED: usize = 32;
-/// Bulk segments begun: one is being sent, one is being read.
+/// Bulk segments begun of a class: one is being sent, one is being read.
 const MAX_BULK_FLOWS: usize = 2;
 /// Commands that wait for the shell from which on no message should be taken.
 const MAX_COMMANDS: usize = 1_024;
@@ -78,11 +87,32 @@ pub struct Progress {
     pub segments_stored: u64,
     /// Media bytes sent for the first time: what goes again counts once.
     pub new_bytes_sent: u64,
-    /// Media bytes sent as live, and as backfill; what goes again counts again.
+    /// Media bytes sent, by class; what goes again counts again.
+    pub event_bytes: u64,
     pub live_bytes: u64,
+    pub want_bytes: u64,
     pub backfill_bytes: u64,
     /// Live segments that grew too old on their way or before it, and became backfill.
     pub segments_demoted: u64,
+}
+
+impl Progress {
+    fn count(&mut self, class: Class, bytes: usize) {
+        let sent = match class {
+            // Messages about media are not counted here.
+            Class::Control => return,
+            Class::Event => &mut self.event_bytes,
+            Class::Live => &mut self.live_bytes,
+            Class::Want => &mut self.want_bytes,
+            Class::Backfill => &mut self.backfill_bytes,
+        };
+        *sent += bytes as u64;
+    }
+
+    /// Media bytes sent of all classes; what went again counts again.
+    pub fn media_bytes(&self) -> u64 {
+        self.event_bytes + self.live_bytes + self.want_bytes + self.backfill_bytes
+    }
 }
 
 /// See the module. Lives as long as the uplink; sessions come and go.
@@ -94,15 +124,16 @@ pub struct Sender {
     flows: VecDeque<Flow>,
     commands: VecDeque<Command>,
     control: VecDeque<ToHub>,
-    /// What to say on the live channel of segments that were demoted on their way; at most one of a stream.
-    pauses: VecDeque<ToHub>,
+    /// What to say of segments that were put off on their way, by channel; at most one of a stream as live, and one
+    /// as backfill.
+    pauses: VecDeque<(Channel, ToHub)>,
     policy: Policy,
     /// A live segment was demoted on its way since the channels were last thought of.
     has_demoted: bool,
     /// The channels are not renewed again before this.
     renew_not_before: Option<Instant>,
     live_turns: Turns,
-    bulk_turns: Turns,
+    bulk_turns: PerBulkClass<Turns>,
     connected: bool,
     /// The last ticket given to a command or flow.
     last_ticket: u64,
@@ -166,219 +197,25 @@ impl Sender {
         left_out
     }
 
+    /// These segments belong to an event, recorded already or not: they go before everything else. Kept over
+    /// sessions, at most [`MAX_EVENTS`] stretches of a stream, the oldest forgotten first. False: no such stream is
+    /// shipped.
+    pub fn mark_event(
+        &mut self,
+        stream: &StreamName,
+        range: RangeInclusive<SegmentNumber>,
+    ) -> bool {
+        let Some(state) = self.streams.get_mut(stream) else {
+            return false;
+        };
+        state.mark_event(range);
+        self.reclass(stream);
+        true
+    }
+
     /// The store has changed: new parts, closed segments, an end.
     pub fn changed(&mut self) {
         self.streams.values_mut().for_each(Stream::changed);
-    }
-
-    /// What the hub says. An error ends the session: the hub is at fault. What it says of a stream or segment
-    /// that is not (or no longer) on its way is dropped.
-    pub fn handle_message(&mut self, now: Instant, message: ToEdge) -> Result<(), ProtocolError> {
-        match message {
-            ToEdge::Welcome { .. } | ToEdge::Enrolled | ToEdge::Refused { .. } => {
-                return Err(ProtocolError::OutOfOrder("a greeting"));
-            }
-            ToEdge::Resume {
-                stream,
-                number,
-                length,
-                hash,
-            } => {
-                self.may_begin = true;
-                if let Some(stream) = self.streams.get_mut(&stream) {
-                    stream.partial(number, length, hash);
-                }
-            }
-            ToEdge::Settled(page) => {
-                let Some(stream) = self.streams.get_mut(&page.stream) else {
-                    return Ok(());
-                };
-                if stream.compare(&page)? {
-                    let settled = stream.tell();
-                    self.commands.push_back(Command::SetSettled {
-                        stream: page.stream,
-                        settled,
-                    });
-                } else {
-                    self.control.push_back(ToHub::SettledNext {
-                        stream: page.stream,
-                        cursor: page.cursor,
-                    });
-                }
-            }
-            ToEdge::StreamRefused { stream, reason } => {
-                self.flows.retain(|flow| flow.stream != stream);
-                self.pauses
-                    .retain(|pause| !matches!(pause, ToHub::SegmentPaused { stream: of, .. } if *of == stream));
-                if let Some(state) = self.streams.get_mut(&stream) {
-                    *state = Stream::default();
-                    state.phase = Phase::Refused {
-                        reason,
-                        again_at: now + REFUSED_WAIT,
-                    };
-                }
-            }
-            ToEdge::Stored { stream, number } => self.settled(&stream, number, None),
-            ToEdge::Hole {
-                stream,
-                number,
-                reason,
-            } => self.settled(&stream, number, Some(reason)),
-            ToEdge::Collides {
-                stream,
-                number,
-                floor,
-                compared,
-            } => {
-                self.take_off(&stream, number);
-                if let Some(state) = self.streams.get_mut(&stream).filter(|s| s.is_shipping()) {
-                    if compared {
-                        state.collide(Collision { number, floor });
-                        self.flows.retain(|flow| flow.stream != stream);
-                    } else {
-                        state.hold(number);
-                    }
-                }
-            }
-            ToEdge::Again {
-                stream,
-                number,
-                wait_ms,
-            } => {
-                let wait = Duration::from_millis(u64::from(wait_ms));
-                self.take_back(&stream, number, (wait_ms > 0).then(|| now + wait));
-            }
-            ToEdge::Ended { stream, last } => {
-                if let Some(state) = self.streams.get_mut(&stream)
-                    && state.ended(last)
-                {
-                    self.commands.push_back(Command::MarkEnded { stream });
-                }
-            }
-            ToEdge::Restamped { stream, last } => {
-                let state = self.streams.get_mut(&stream);
-                if let Some(segments) = state.and_then(|state| state.restamped(last)) {
-                    self.commands
-                        .push_back(Command::MarkRestamped { stream, segments });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The answer to [`Command::Look`]; None where the store failed.
-    pub fn handle_looked(
-        &mut self,
-        now: Instant,
-        ticket: u64,
-        stream: &StreamName,
-        looked: Option<Looked>,
-    ) {
-        let waits = |state: &&mut Stream| state.looking == Some(ticket);
-        let Some(state) = self.streams.get_mut(stream).filter(waits) else {
-            return;
-        };
-        self.may_begin = true;
-        let Some(looked) = looked else {
-            state.looking = None;
-            state.restart(Some(now + READ_WAIT));
-            return;
-        };
-        // A segment on its way may have got parts, have closed, or be gone.
-        self.flows.retain_mut(|flow| {
-            if flow.stream != *stream {
-                return true;
-            }
-            let closed = looked.page.iter().chain(&looked.newest);
-            if let Some(info) = closed.clone().find(|info| info.number == flow.number) {
-                return flow.close(*info);
-            }
-            match &looked.open {
-                Some(open) if open.number == flow.number => {
-                    flow.grow(&open.parts);
-                    true
-                }
-                // Between the oldest and the newest not all is listed.
-                _ => {
-                    let last = looked.page.last().map(|info| info.number);
-                    looked.page.len() >= LOOK_LIMIT && last.is_some_and(|last| flow.number > last)
-                }
-            }
-        });
-        let begun: Vec<_> = self
-            .flows
-            .iter()
-            .filter(|flow| flow.stream == *stream)
-            .map(|flow| flow.number)
-            .collect();
-        let messages = state.looked(now, stream, looked, &begun);
-        self.control.extend(messages);
-        self.demote(now);
-    }
-
-    /// The answer to [`Command::List`] with the runs of its segments; None where the store failed.
-    pub fn handle_listed(
-        &mut self,
-        now: Instant,
-        ticket: u64,
-        stream: &StreamName,
-        listed: Option<(Vec<SegmentInfo>, Vec<RunInfo>)>,
-    ) {
-        let waits = |state: &&mut Stream| state.listing == Some(ticket);
-        let Some(state) = self.streams.get_mut(stream).filter(waits) else {
-            return;
-        };
-        self.may_begin = true;
-        match listed {
-            Some((page, runs)) => self.control.extend(state.listed(stream, &page, &runs)),
-            None => {
-                state.listing = None;
-                state.restart(Some(now + READ_WAIT));
-            }
-        }
-    }
-
-    /// The answer to [`Command::ListHeld`]; None where the store failed.
-    pub fn handle_held(
-        &mut self,
-        now: Instant,
-        ticket: u64,
-        stream: &StreamName,
-        held: Option<Held>,
-    ) {
-        self.may_begin = true;
-        if let Some(state) = self.streams.get_mut(stream) {
-            let message = state.held(stream, ticket, held, now + READ_WAIT);
-            self.control.extend(message);
-        }
-    }
-
-    /// The answer to [`Command::Hash`]; None where it could not be read.
-    pub fn handle_hashed(&mut self, ticket: u64, hash: Option<SegmentHash>) {
-        if let Some(flow) = self.flows.iter_mut().find(|flow| flow.ticket == ticket) {
-            flow.hashed(hash);
-        }
-    }
-
-    /// The answer to [`Command::Read`]: bytes from `from` on; None where they could not be read.
-    pub fn handle_read(&mut self, now: Instant, ticket: u64, from: u64, bytes: Option<Bytes>) {
-        let Some(flow) = self.flows.iter_mut().find(|flow| flow.ticket == ticket) else {
-            return;
-        };
-        let of = (flow.stream.clone(), flow.number);
-        if bytes.is_some_and(|bytes| flow.read(from, bytes)) {
-            self.failed_reads.remove(&of);
-            return;
-        }
-        let is_closed = flow.is_closed();
-        let (stream, number) = of.clone();
-        self.take_back(&stream, number, Some(now + READ_WAIT));
-        let failures = remembered(&mut self.failed_reads, of.clone());
-        *failures += 1;
-        if *failures >= MAX_FAILED_READS && is_closed {
-            self.failed_reads.remove(&of);
-            self.commands.push_back(Command::Bury { stream, number });
-        }
     }
 
     /// Work for the shell; None when there is none now.
@@ -452,7 +289,7 @@ impl Sender {
         for stream in self.streams.values_mut() {
             stream.wait_until = stream.wait_until.filter(|&until| until > now);
             if matches!(stream.phase, Phase::Refused { again_at, .. } if again_at <= now) {
-                *stream = Stream::default();
+                stream.renew();
             }
         }
     }
@@ -463,6 +300,12 @@ impl Sender {
         let streams = self.streams.values().map(Stream::entries).sum::<usize>();
         let queues = self.commands.len() + self.control.len() + self.pauses.len();
         streams + self.flows.len() + queues
+    }
+
+    /// Bytes of media held or asked for.
+    #[cfg(test)]
+    pub(crate) fn read_ahead(&self) -> u64 {
+        self.flows.iter().map(Flow::read_ahead).sum()
     }
 
     /// So much work waits for the shell that no message should be taken before it is done.
@@ -507,9 +350,7 @@ impl Sender {
         self.control.clear();
         self.pauses.clear();
         // What the hub has said stays said: marks in `commands` are carried out.
-        self.streams
-            .values_mut()
-            .for_each(|stream| *stream = Stream::default());
+        self.streams.values_mut().for_each(Stream::renew);
     }
 
     /// The next stream to open, or the next end to tell.
@@ -566,10 +407,10 @@ impl Sender {
             let open = |flow: &Flow| flow.stream == *name && !flow.is_closed();
             if stream.wants_look(|| self.flows.iter().any(open)) {
                 self.last_ticket += 1;
-                stream.look(self.last_ticket);
                 return Some(Command::Look {
                     ticket: self.last_ticket,
                     stream: name.clone(),
+                    ahead: stream.look(self.last_ticket),
                 });
             }
             if let Some(from) = stream.wants_list() {
@@ -583,302 +424,6 @@ impl Sender {
             }
         }
         None
-    }
-
-    /// Begins what may begin: of each live stream one segment as live, then backfill, stream by stream.
-    fn begin(&mut self, now: Instant) {
-        // What was found is announced before any of it is shipped.
-        if !self.may_begin || !self.control.is_empty() {
-            return;
-        }
-        self.may_begin = false;
-        self.demote(now);
-        let mut unacknowledged = self.flows.len();
-        let mut bytes = 0;
-        for stream in self.streams.values() {
-            unacknowledged += stream.unacknowledged.len();
-            bytes += stream.unacknowledged.values().sum::<u64>();
-        }
-        if unacknowledged >= 2 * MAX_UNACKNOWLEDGED || bytes >= 2 * MAX_UNACKNOWLEDGED_BYTES {
-            return;
-        }
-        if self.policy.allowed.live() {
-            self.begin_live(now);
-        }
-        let mut backfill = 0;
-        for flow in &self.flows {
-            backfill += usize::from(flow.channel == Channel::Bulk);
-        }
-        while self.policy.allowed.backfill()
-            && backfill < MAX_BULK_FLOWS
-            && unacknowledged < MAX_UNACKNOWLEDGED
-            && bytes < MAX_UNACKNOWLEDGED_BYTES
-            && self.begin_backfill(now)
-        {
-            backfill += 1;
-            unacknowledged += 1;
-        }
-    }
-
-    fn begin_live(&mut self, now: Instant) {
-        let deadline = self.policy.live_deadline;
-        for (name, stream) in &mut self.streams {
-            let is_live = |flow: &Flow| flow.channel == Channel::Live && flow.stream == *name;
-            if self.flows.iter().any(is_live) {
-                continue;
-            }
-            let Some(next) = stream.next_live(now, deadline) else {
-                continue;
-            };
-            let run = match &next {
-                Next::Closed(info) => info.run,
-                Next::Open(facts) => facts.run,
-            };
-            let Some(run) = stream.run(run) else {
-                continue;
-            };
-            self.last_ticket += 1;
-            let (ticket, name, channel) = (self.last_ticket, name.clone(), Channel::Live);
-            let mut flow = match next {
-                Next::Closed(info) => Flow::closed(ticket, name, channel, run, info),
-                Next::Open(facts) => Flow::open(ticket, name, channel, run, &facts),
-            };
-            flow.is_spared = stream.begun(flow.number, true);
-            self.flows
-                .push_back(match stream.take_partial(flow.number) {
-                    Some((length, hash)) => flow.resume(length, hash),
-                    None => flow,
-                });
-        }
-    }
-
-    /// Begins one segment of the stream whose turn it is.
-    fn begin_backfill(&mut self, now: Instant) -> bool {
-        let deadline = self.policy.live_deadline;
-        let waiting = self.streams.iter().filter_map(|(name, stream)| {
-            let info = stream.next_bulk(now, deadline)?;
-            let run = stream.run(info.run)?;
-            Some((self.bulk_turns.begins(stream.bulk_turn), name, info, run))
-        });
-        let Some((_, name, info, run)) = waiting.min_by_key(|(turn, ..)| *turn) else {
-            return false;
-        };
-        let name = name.clone();
-        let weight = self.policy.weight(&name);
-        let Some(stream) = self.streams.get_mut(&name) else {
-            return false;
-        };
-        let partial = stream.take_partial(info.number);
-        let length = partial.map_or(0, |(length, _)| length);
-        let rest = info.bytes.saturating_sub(length);
-        self.bulk_turns.serve(&mut stream.bulk_turn, rest, weight);
-        stream.begun(info.number, false);
-        self.last_ticket += 1;
-        let flow = Flow::closed(self.last_ticket, name, Channel::Bulk, run, info);
-        self.flows.push_back(match partial {
-            Some((length, hash)) => flow.resume(length, hash),
-            None => flow,
-        });
-        true
-    }
-
-    /// Live segments whose next bytes are older than the deadline become backfill, unless most of it was sent:
-    /// the rest is there sooner than all of a newer one. So is not every other one, or a line that is far too
-    /// slow would never see one whole.
-    fn demote(&mut self, now: Instant) {
-        let deadline = self.policy.live_deadline;
-        let mut kept = VecDeque::with_capacity(self.flows.len());
-        for flow in std::mem::take(&mut self.flows) {
-            let stream = self.streams.get_mut(&flow.stream);
-            let Some(stream) = stream.filter(|stream| {
-                flow.channel == Channel::Live
-                    && !flow.is_spared
-                    && flow.is_barely_begun()
-                    && stream
-                        .age(now, flow.unsent_since())
-                        .is_some_and(|age| age > deadline)
-            }) else {
-                kept.push_back(flow);
-                continue;
-            };
-            stream.demoted();
-            self.has_demoted = true;
-            if flow.is_said() {
-                stream.pause(flow.number);
-                self.pauses.push_back(ToHub::SegmentPaused {
-                    stream: flow.stream,
-                    number: flow.number,
-                });
-            } else if let Some((length, hash)) = flow.unchecked_partial() {
-                stream.partial(flow.number, length, hash);
-            }
-            self.progress.segments_demoted += 1;
-            self.may_begin = true;
-        }
-        self.flows = kept;
-    }
-
-    fn read(&mut self) -> Option<Command> {
-        let ahead: u64 = self.flows.iter().map(Flow::read_ahead).sum();
-        let room = MAX_READ_AHEAD.saturating_sub(ahead);
-        let live = |flow: &&mut Flow| flow.channel == Channel::Live;
-        let mut need = |flow: &mut Flow| {
-            let (ticket, number) = (flow.ticket, flow.number);
-            let need = flow.need(room)?;
-            let stream = flow.stream.clone();
-            Some(match need {
-                flow::Need::Hash { length } => Command::Hash {
-                    ticket,
-                    stream,
-                    number,
-                    length,
-                },
-                flow::Need::Read { range } => Command::Read {
-                    ticket,
-                    stream,
-                    number,
-                    range,
-                },
-            })
-        };
-        let first = self.flows.iter_mut().filter(live).find_map(&mut need);
-        first.or_else(|| self.flows.iter_mut().find_map(&mut need))
-    }
-
-    /// Live segments take turns chunk by chunk.
-    fn next_live(&mut self, now: Instant) -> Option<ToHub> {
-        if let Some(pause) = self.pauses.pop_front() {
-            return Some(pause);
-        }
-        if !self.policy.allowed.live() {
-            return None;
-        }
-        let turns = self.flows.iter().enumerate().filter_map(|(index, flow)| {
-            let is_next = flow.channel == Channel::Live && flow.is_ready();
-            let stream = self.streams.get(&flow.stream).filter(|_| is_next)?;
-            Some((self.live_turns.begins(stream.live_turn), index))
-        });
-        let (_, index) = turns.min()?;
-        let message = self.next_of_flow(index)?;
-        if let ToHub::Chunk(chunk) = &message {
-            self.progress.live_bytes += chunk.data.len() as u64;
-            self.tally
-                .count(&chunk.stream, Class::Live, chunk.data.len());
-            let mut flows = self.flows.iter();
-            let more = flows.any(|flow| flow.stream == chunk.stream && flow.is_live_unsent());
-            let weight = self.policy.weight(&chunk.stream);
-            if let Some(stream) = self.streams.get_mut(&chunk.stream) {
-                stream.throughput.taken(now, chunk.data.len(), more);
-                let bytes = chunk.data.len() as u64;
-                self.live_turns.serve(&mut stream.live_turn, bytes, weight);
-            }
-        }
-        Some(message)
-    }
-
-    /// Segments of the backlog one after the other.
-    fn next_bulk(&mut self) -> Option<ToHub> {
-        if !self.policy.allowed.backfill() {
-            return None;
-        }
-        let mut flows = self.flows.iter();
-        let index = flows.position(|flow| flow.channel == Channel::Bulk)?;
-        let message = self.next_of_flow(index)?;
-        if let ToHub::Chunk(chunk) = &message {
-            self.progress.backfill_bytes += chunk.data.len() as u64;
-            self.tally
-                .count(&chunk.stream, Class::Backfill, chunk.data.len());
-        }
-        Some(message)
-    }
-
-    fn next_of_flow(&mut self, index: usize) -> Option<ToHub> {
-        let flow = self.flows.get_mut(index)?;
-        let message = flow.next_message()?;
-        if let ToHub::Chunk(chunk) = &message {
-            let end = chunk.offset + chunk.data.len() as u64;
-            let of = (chunk.stream.clone(), chunk.number);
-            let reached = remembered(&mut self.reached, of);
-            self.progress.new_bytes_sent += end.saturating_sub(*reached);
-            *reached = end.max(*reached);
-        }
-        if let Some(bytes) = flow.finished() {
-            let flow = self.flows.remove(index)?;
-            self.sent_whole(&flow, bytes);
-        }
-        Some(message)
-    }
-
-    fn sent_whole(&mut self, flow: &Flow, bytes: u64) {
-        self.may_begin = true;
-        self.progress.segments_shipped += 1;
-        if let Some(stream) = self.streams.get_mut(&flow.stream) {
-            stream.unacknowledged.insert(flow.number, bytes);
-        }
-    }
-
-    /// The hub has settled a segment that was announced or sent, or is on its way; `hole`: without having it.
-    fn settled(&mut self, stream: &StreamName, number: SegmentNumber, hole: Option<HoleReason>) {
-        let on_its_way = self.take_off(stream, number);
-        let Some(state) = self.streams.get_mut(stream) else {
-            return;
-        };
-        if hole.is_some() && state.is_open(number) {
-            return state.hold(number);
-        }
-        if !(state.forget(number) || on_its_way) {
-            return;
-        }
-        state.answer(number);
-        self.reached.remove(&(stream.clone(), number));
-        let of = stream.clone();
-        match hole {
-            None => {
-                self.progress.segments_stored += 1;
-                let stream = of;
-                self.commands
-                    .push_back(Command::MarkStored { stream, number });
-            }
-            Some(
-                reason @ (HoleReason::Corrupt
-                | HoleReason::Refused
-                | HoleReason::Deleted
-                | HoleReason::Expired),
-            ) => self.commands.push_back(Command::GiveUp {
-                stream: of,
-                number,
-                reason,
-            }),
-            // Somebody under this name told the hub that it would never come; here it is.
-            Some(_) => {
-                let floor = self.floors.get(stream).copied().unwrap_or_default();
-                state.collide(Collision { number, floor });
-                self.flows.retain(|flow| flow.stream != *stream);
-            }
-        }
-    }
-
-    /// A segment that was sent or is on its way must go anew.
-    fn take_back(&mut self, stream: &StreamName, number: SegmentNumber, until: Option<Instant>) {
-        if self.take_off(stream, number)
-            && let Some(state) = self.streams.get_mut(stream)
-        {
-            state.step_back(number);
-            state.restart(until);
-        }
-    }
-
-    /// True if the segment was on its way or waits for the hub's word.
-    fn take_off(&mut self, stream: &StreamName, number: SegmentNumber) -> bool {
-        self.may_begin = true;
-        let before = self.flows.len();
-        self.flows
-            .retain(|flow| flow.number != number || flow.stream != *stream);
-        let waited = self.streams.get_mut(stream).is_some_and(|state| {
-            let paused = state.unpause(number);
-            state.unacknowledged.remove(&number).is_some() || paused
-        });
-        waited || self.flows.len() < before
     }
 
     fn begun(&self, stream: &StreamName) -> usize {

@@ -10,6 +10,8 @@ use std::{
 
 use model::StreamName;
 
+use crate::replicate::class::Class;
+
 /// How old live media may be before it is demoted to backfill, unless the operator says otherwise.
 pub const DEFAULT_LIVE_DEADLINE: Duration = Duration::from_secs(5);
 /// Highest weight of a stream: a thousand times the share of another one is as good as all.
@@ -56,19 +58,49 @@ impl Policy {
 pub enum Allowed {
     #[default]
     All,
-    /// No backfill.
+    /// Events and live, no backfill, waited for or not.
     LiveOnly,
-    /// Neither live nor backfill.
+    /// What an event marks, and nothing else.
+    EventsOnly,
+    /// No media at all.
     Nothing,
 }
 
 impl Allowed {
-    pub(super) fn live(self) -> bool {
-        self != Self::Nothing
+    pub(super) fn allows(self, class: Class) -> bool {
+        let lowest = match self {
+            Self::All => Class::Backfill,
+            Self::LiveOnly => Class::Live,
+            Self::EventsOnly => Class::Event,
+            Self::Nothing => Class::Control,
+        };
+        class <= lowest
+    }
+}
+
+/// One for each class of the bulk channel.
+#[derive(Debug, Default)]
+pub(super) struct PerBulkClass<T> {
+    event: T,
+    want: T,
+    backfill: T,
+}
+
+impl<T> PerBulkClass<T> {
+    pub(super) fn get(&self, class: Class) -> &T {
+        match class {
+            Class::Event => &self.event,
+            Class::Want => &self.want,
+            Class::Control | Class::Live | Class::Backfill => &self.backfill,
+        }
     }
 
-    pub(super) fn backfill(self) -> bool {
-        self == Self::All
+    pub(super) fn of(&mut self, class: Class) -> &mut T {
+        match class {
+            Class::Event => &mut self.event,
+            Class::Want => &mut self.want,
+            Class::Control | Class::Live | Class::Backfill => &mut self.backfill,
+        }
     }
 }
 
@@ -170,6 +202,18 @@ mod tests {
         }
         let after = serve(&mut turns, 0..2);
         assert!((99..=102).contains(&(after[0] - before[0])), "{after:?}");
+    }
+
+    #[test]
+    fn what_is_allowed_is_so_from_the_highest_class_down() {
+        let allowed = |of: Allowed| Class::ALL.map(|class| of.allows(class));
+        assert_eq!(allowed(Allowed::All), [true; 5]);
+        let live = [true, true, true, false, false];
+        assert_eq!(allowed(Allowed::LiveOnly), live);
+        let events = [true, true, false, false, false];
+        assert_eq!(allowed(Allowed::EventsOnly), events);
+        let nothing = [true, false, false, false, false];
+        assert_eq!(allowed(Allowed::Nothing), nothing);
     }
 
     #[test]

@@ -1,4 +1,9 @@
-//! What is known of one stream in this session: how far it was compared, announced and shipped.
+//! What is known of one stream in this session: how far it was compared, announced and shipped. What the store shows
+//! is taken in by [`looks`], what may begin is decided in [`turns`], what goes ahead of its turn in [`ahead`].
+
+mod ahead;
+mod looks;
+mod turns;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -13,9 +18,12 @@ use model::{
 
 use super::{
     ENOUGH_QUEUED, Held, LOOK_LIMIT, Looked, OpenFacts,
-    schedule::{Throughput, Turn, is_fresh},
+    schedule::{PerBulkClass, Throughput, Turn, is_fresh},
 };
 use crate::messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED, ProtocolError, Settled, ToHub};
+
+use ahead::Ahead;
+pub use ahead::{MAX_EVENTS, MAX_WANTS};
 
 /// Most settled ranges taken from a hub for one stream, newest first. What is settled below them is offered
 /// again, and the hub says so segment by segment.
@@ -69,8 +77,11 @@ pub(super) struct Stream {
     complete: bool,
     /// Closed segments to begin, the oldest, ascending; at most [`LOOK_LIMIT`].
     queue: VecDeque<SegmentInfo>,
+    /// How many there were after the last look.
+    listed: usize,
     /// Those of the newest that are behind the queue and are not all that is behind it; ascending.
     tail: VecDeque<SegmentInfo>,
+    ahead: Ahead,
     /// A source that can't wait writes the stream.
     live: bool,
     /// Where its newest media ends, and since when that is known.
@@ -87,7 +98,7 @@ pub(super) struct Stream {
     /// What the line carries of it.
     pub(super) throughput: Throughput,
     pub(super) live_turn: Turn,
-    pub(super) bulk_turn: Turn,
+    pub(super) bulk_turns: PerBulkClass<Turn>,
     runs: BTreeMap<SegmentNumber, RunInfo>,
     open: Option<OpenFacts>,
     /// Settled since the last look was asked for, so it may still list them.
@@ -110,6 +121,8 @@ pub(super) struct Stream {
 
     /// Sent whole and not settled, with their bytes.
     pub(super) unacknowledged: BTreeMap<SegmentNumber, u64>,
+    /// Those of them that belong to events and were not live.
+    pub(super) events_sent: BTreeSet<SegmentNumber>,
     /// Nothing is looked up or begun before this.
     pub(super) wait_until: Option<Instant>,
 
@@ -132,7 +145,9 @@ impl Default for Stream {
             looking: None,
             complete: false,
             queue: VecDeque::new(),
+            listed: 0,
             tail: VecDeque::new(),
+            ahead: Ahead::default(),
             live: false,
             newest: None,
             live_to: None,
@@ -141,7 +156,7 @@ impl Default for Stream {
             paused: BTreeSet::new(),
             throughput: Throughput::default(),
             live_turn: Turn::default(),
-            bulk_turn: Turn::default(),
+            bulk_turns: PerBulkClass::default(),
             runs: BTreeMap::new(),
             open: None,
             answered: BTreeSet::new(),
@@ -153,6 +168,7 @@ impl Default for Stream {
             announce_due: false,
             listing: None,
             unacknowledged: BTreeMap::new(),
+            events_sent: BTreeSet::new(),
             wait_until: None,
             ending: None,
             end_told: None,
@@ -183,12 +199,20 @@ impl Stream {
             + self.partials.len()
             + self.queue.len()
             + self.tail.len()
+            + self.ahead.entries()
             + self.paused.len()
             + self.runs.len()
             + self.answered.len()
             + self.announced.len()
             + self.held.len()
             + self.unacknowledged.len()
+    }
+
+    /// Forgets what this session knew.
+    pub(super) fn renew(&mut self) {
+        let events = std::mem::take(&mut self.ahead.events);
+        *self = Self::default();
+        self.ahead.events = events;
     }
 
     /// A source that can't wait writes it now.
@@ -225,52 +249,6 @@ impl Stream {
         self.settled.clone()
     }
 
-    /// Where the page of held numbers begins that is to be listed.
-    pub(super) fn wants_held(&mut self, ticket: u64) -> Option<SegmentNumber> {
-        match &mut self.phase {
-            Phase::Telling { from, listing } if listing.is_none() && self.wait_until.is_none() => {
-                *listing = Some(ticket);
-                Some(*from)
-            }
-            _ => None,
-        }
-    }
-
-    /// A page of what is still to come; None where the store failed. Gives what to say.
-    pub(super) fn held(
-        &mut self,
-        name: &StreamName,
-        ticket: u64,
-        held: Option<Held>,
-        again_at: Instant,
-    ) -> Option<ToHub> {
-        let Phase::Telling { from, listing } = &mut self.phase else {
-            return None;
-        };
-        if *listing != Some(ticket) {
-            return None;
-        }
-        *listing = None;
-        let Some(held) = held else {
-            self.wait_until = self.wait_until.max(Some(again_at));
-            return None;
-        };
-        self.used_to = self
-            .used_to
-            .max(highest_of_both(&self.settled, &held.ranges));
-        let last = held.next.map_or(u64::MAX, |next| next.0.saturating_sub(1));
-        let message = ToHub::Holding {
-            stream: name.clone(),
-            within: *from..=SegmentNumber(last),
-            ranges: held.ranges,
-        };
-        match held.next {
-            Some(next) => *from = next,
-            None => self.phase = Phase::Shipping,
-        }
-        Some(message)
-    }
-
     /// The number is used at the hub: the segment waits to be closed and compared.
     pub(super) fn hold(&mut self, number: SegmentNumber) {
         self.held.insert(number);
@@ -293,15 +271,18 @@ impl Stream {
 
     /// True if it was queued.
     fn drop_queued(&mut self, number: SegmentNumber) -> bool {
-        let queued = self.queue.len() + self.tail.len();
+        let queued = |s: &Self| s.queue.len() + s.tail.len() + s.ahead.found.len();
+        let before = queued(self);
         self.queue.retain(|info| info.number != number);
         self.tail.retain(|info| info.number != number);
-        self.queue.len() + self.tail.len() < queued
+        self.ahead.found.retain(|info| info.number != number);
+        queued(self) < before
     }
 
     fn clear_queues(&mut self) {
         self.queue.clear();
         self.tail.clear();
+        self.ahead.found.clear();
     }
 
     /// A number is another segment's at the hub: nothing more is begun before that is put right.
@@ -350,7 +331,7 @@ impl Stream {
         }
     }
 
-    /// Demoted on its way; it goes on once the hub has said how far it has come.
+    /// Put off on its way; it goes on once the hub has said how far it has come.
     pub(super) fn pause(&mut self, number: SegmentNumber) {
         self.paused.insert(number);
     }
@@ -358,6 +339,12 @@ impl Stream {
     /// The hub has said that it does not go on where it was.
     pub(super) fn unpause(&mut self, number: SegmentNumber) -> bool {
         self.paused.remove(&number)
+    }
+
+    /// True if the segment was sent whole and waited for the hub's word.
+    pub(super) fn acknowledge(&mut self, number: SegmentNumber) -> bool {
+        self.events_sent.remove(&number);
+        self.unacknowledged.remove(&number).is_some()
     }
 
     pub(super) fn take_partial(&mut self, number: SegmentNumber) -> Option<(u64, SegmentHash)> {
@@ -373,308 +360,6 @@ impl Stream {
         self.stale = true;
         // Enough to ship is in hand: only what is new needs announcing.
         self.announce_due |= self.queue.len() >= ENOUGH_QUEUED;
-    }
-
-    /// Whether the store must be asked, given that a segment is begun that has not closed.
-    pub(super) fn wants_look(&self, flow_open: impl FnOnce() -> bool) -> bool {
-        self.looking.is_none()
-            && self.wait_until.is_none()
-            && self.collision.is_none()
-            && (self.stale || (!self.complete && !self.comparing))
-            && (self.queue.len() < ENOUGH_QUEUED || self.live || flow_open())
-    }
-
-    pub(super) fn look(&mut self, ticket: u64) {
-        self.looking = Some(ticket);
-        self.stale = false;
-        self.answered.clear();
-    }
-
-    pub(super) fn wants_list(&self) -> Option<SegmentNumber> {
-        let wants = self.announce_due
-            && self.listing.is_none()
-            && self.wait_until.is_none()
-            && self.collision.is_none()
-            && self.announced.len() < MAX_ANNOUNCED_AHEAD;
-        wants.then_some(self.announced_below)
-    }
-
-    /// Takes in what the store showed; gives what to say. `begun`: the segments now on their way.
-    pub(super) fn looked(
-        &mut self,
-        now: Instant,
-        name: &StreamName,
-        looked: Looked,
-        begun: &[SegmentNumber],
-    ) -> Vec<ToHub> {
-        let Looked {
-            open,
-            page,
-            live,
-            mut newest,
-            runs,
-            holes,
-            ending,
-            restamped,
-            renumbering,
-        } = looked;
-        self.looking = None;
-        if let Some(from) = renumbering {
-            self.renumbered(from);
-            return Vec::new();
-        }
-        self.complete = page.len() < LOOK_LIMIT;
-        match page.last().filter(|_| !self.complete) {
-            Some(last) => newest.retain(|info| info.number > last.number),
-            None => newest.clear(),
-        }
-        self.live = live;
-        self.open = open;
-        self.ending = ending;
-        self.note_newest(now, newest.last().or(page.last()));
-        let mut messages = self.tell_holes(name, holes);
-        // While much is being shipped, few of them wait for more.
-        let enough = self.complete || restamped.len() >= MAX_RESTAMPED;
-        if self.restamping.is_none() && !restamped.is_empty() && enough {
-            messages.push(ToHub::Restamp {
-                stream: name.clone(),
-                segments: restamped.clone(),
-            });
-            self.restamping = Some(restamped);
-        }
-        // What was evicted meanwhile is not waited for.
-        let seen: BTreeSet<_> = page.iter().map(|info| info.number).collect();
-        let unseen_from = page.last().filter(|_| !self.complete);
-        self.announced.retain(|number| {
-            seen.contains(number) || unseen_from.is_some_and(|last| *number > last.number)
-        });
-        let is_new = |info: &&SegmentInfo| {
-            let used = self.settled.contains(info.number) || self.held.contains(&info.number);
-            let waits =
-                self.announced.contains(&info.number) || self.answered.contains(&info.number);
-            let again = used && !waits && info.number < self.announced_below;
-            let first = self.complete && info.number >= self.announced_below;
-            (again || first) && !begun.contains(&info.number)
-        };
-        let new: Vec<_> = page.iter().filter(is_new).copied().collect();
-        for segments in new.chunks(MAX_ANNOUNCED) {
-            messages.push(announcement(name, &runs, segments));
-        }
-        self.announced.extend(new.iter().map(|info| info.number));
-        let unused = |info: &&SegmentInfo| {
-            !self.settled.contains(info.number) && !self.held.contains(&info.number)
-        };
-        let waits = |info: &&SegmentInfo| {
-            !begun.contains(&info.number)
-                && !self.unacknowledged.contains_key(&info.number)
-                && !self.answered.contains(&info.number)
-        };
-        // So few that one message takes them.
-        let ahead: Vec<_> = newest
-            .iter()
-            .filter(unused)
-            .filter(waits)
-            .filter(|info| !self.announced.contains(&info.number))
-            .copied()
-            .collect();
-        if !ahead.is_empty() {
-            messages.push(announcement(name, &runs, &ahead));
-        }
-        self.tail = newest.iter().filter(waits).copied().collect();
-        self.announced.extend(ahead.iter().map(|info| info.number));
-        if self.complete
-            && let Some(last) = page.last()
-        {
-            self.announced_below = self.announced_below.max(last.number.next());
-        }
-        self.announce_due = !self.complete;
-        self.comparing = page.iter().any(|info| {
-            let used = self.settled.contains(info.number) || self.held.contains(&info.number);
-            used && !self.answered.contains(&info.number)
-        });
-        self.runs = runs.into_iter().map(|run| (run.run, run)).collect();
-        self.queue = page
-            .into_iter()
-            .filter(|info| {
-                !self.comparing
-                    && !begun.contains(&info.number)
-                    && !self.unacknowledged.contains_key(&info.number)
-                    && !self.answered.contains(&info.number)
-            })
-            .collect();
-        messages
-    }
-
-    /// A page that was listed only to be announced.
-    pub(super) fn listed(
-        &mut self,
-        name: &StreamName,
-        page: &[SegmentInfo],
-        runs: &[RunInfo],
-    ) -> Option<ToHub> {
-        self.listing = None;
-        self.announce_due = page.len() >= MAX_ANNOUNCED;
-        self.announced_below = page
-            .last()
-            .map_or(self.announced_below, |last| last.number.next());
-        self.announced.extend(page.iter().map(|info| info.number));
-        (!page.is_empty()).then(|| announcement(name, runs, page))
-    }
-
-    /// Holes that the hub has not heard of.
-    fn tell_holes(
-        &mut self,
-        name: &StreamName,
-        holes: Vec<(RangeInclusive<SegmentNumber>, HoleReason)>,
-    ) -> Vec<ToHub> {
-        let mut by_reason: BTreeMap<u8, (HoleReason, Vec<_>)> = BTreeMap::new();
-        let mut told = 0;
-        for (range, reason) in holes {
-            let known = self
-                .settled
-                .first_missing_from(*range.start())
-                .is_none_or(|missing| missing > *range.end());
-            if known || reason == HoleReason::OnEdge || range.is_empty() {
-                continue;
-            }
-            if told == MAX_HOLES_PER_LOOK {
-                self.stale = true;
-                break;
-            }
-            told += 1;
-            self.settled.insert_range(range.clone());
-            let (_, ranges) = by_reason
-                .entry(reason.code())
-                .or_insert((reason, Vec::new()));
-            ranges.push(range);
-        }
-        by_reason
-            .into_values()
-            .flat_map(|(reason, ranges)| {
-                let messages: Vec<_> = ranges
-                    .chunks(MAX_RANGES)
-                    .map(|ranges| ToHub::Holes {
-                        stream: name.clone(),
-                        ranges: ranges.to_vec(),
-                        reason,
-                    })
-                    .collect();
-                messages
-            })
-            .collect()
-    }
-
-    /// Where the newest media ends, if the store showed some that is newer.
-    fn note_newest(&mut self, now: Instant, closed: Option<&SegmentInfo>) {
-        let open = self.open.as_ref().map(|open| {
-            let parts = open.parts.iter().map(|part| part.duration);
-            let parts = parts.fold(MediaDuration::ZERO, |sum, part| sum + part);
-            open.wall_start.plus(parts)
-        });
-        let closed = closed.map(|info| info.wall_start.plus(info.duration));
-        if let Some(end) = open.max(closed)
-            && self.newest.is_none_or(|(known, _)| known != end)
-        {
-            self.newest = Some((end, now));
-        }
-    }
-
-    /// How long ago this was live, by the stream's own times; none where it is not live.
-    pub(super) fn age(&self, now: Instant, since: WallTime) -> Option<Duration> {
-        let (newest, at) = self.newest.filter(|_| self.live)?;
-        let behind = u64::try_from(newest.0.saturating_sub(since.0)).unwrap_or(0);
-        Some(Duration::from_millis(behind) + now.saturating_duration_since(at))
-    }
-
-    /// Everything of it goes in order: numbers that the hub has used are among what is to be shipped.
-    fn goes_in_order(&self) -> bool {
-        let first = self.queue.front().map(|info| info.number);
-        self.used_to.is_some_and(|used| {
-            first
-                .or(self.open.as_ref().map(|open| open.number))
-                .is_some_and(|first| first <= used)
-        })
-    }
-
-    fn waits(&self) -> bool {
-        let waits = self.wait_until.is_some() || self.collision.is_some() || self.comparing;
-        !self.is_shipping() || waits
-    }
-
-    fn is_announced(&self, number: SegmentNumber) -> bool {
-        number < self.announced_below || self.announced.contains(&number)
-    }
-
-    fn is_fresh(&self, now: Instant, deadline: Duration, info: &SegmentInfo) -> bool {
-        let takes = self.throughput.time_of(info.bytes);
-        self.age(now, info.wall_start)
-            .is_some_and(|age| is_fresh(deadline, age, info.duration.to_duration(), takes))
-    }
-
-    /// What to begin as live, where nothing of this stream is on its way as such: what follows in order, unless
-    /// it is too old; then the newest there is, which is what is being written.
-    pub(super) fn next_live(&self, now: Instant, deadline: Duration) -> Option<Next> {
-        if !self.live || self.waits() || self.goes_in_order() {
-            return None;
-        }
-        let goes_on = |number| self.live_to.is_none_or(|last| number > last);
-        let mut closed = self.queue.iter().chain(&self.tail);
-        let follows =
-            closed.find(|info| goes_on(info.number) && !self.paused.contains(&info.number));
-        if let Some(info) = follows.filter(|info| self.is_fresh(now, deadline, info)) {
-            return self
-                .is_announced(info.number)
-                .then_some(Next::Closed(*info));
-        }
-        let open = self.open.as_ref().filter(|open| {
-            goes_on(open.number)
-                && !open.parts.is_empty()
-                && !self.unacknowledged.contains_key(&open.number)
-                && !self.answered.contains(&open.number)
-                && !self.settled.contains(open.number)
-                && !self.held.contains(&open.number)
-                && !self.paused.contains(&open.number)
-        });
-        open.cloned().map(Next::Open)
-    }
-
-    /// The oldest closed segment that is to go as backfill.
-    pub(super) fn next_bulk(&self, now: Instant, deadline: Duration) -> Option<SegmentInfo> {
-        if self.waits() {
-            return None;
-        }
-        let is_live = self.live && !self.goes_in_order();
-        let first = self
-            .queue
-            .iter()
-            .find(|info| !self.paused.contains(&info.number))?;
-        // It is live's, and so is what is behind it.
-        let goes_live = is_live
-            && self.live_to.is_none_or(|last| first.number > last)
-            && self.is_fresh(now, deadline, first);
-        (!goes_live && self.is_announced(first.number)).then_some(*first)
-    }
-
-    /// A segment was begun. True: as live, and the one before was demoted on its way.
-    pub(super) fn begun(&mut self, number: SegmentNumber, live: bool) -> bool {
-        self.drop_queued(number);
-        if live {
-            self.live_to = self.live_to.max(Some(number));
-        }
-        live && std::mem::take(&mut self.spare_next)
-    }
-
-    /// A live segment was demoted on its way.
-    pub(super) fn demoted(&mut self) {
-        self.spare_next = true;
-        self.stale = true;
-    }
-
-    /// What was begun as live last must go anew.
-    pub(super) fn step_back(&mut self, number: SegmentNumber) {
-        if self.live_to == Some(number) {
-            self.live_to = number.0.checked_sub(1).map(SegmentNumber);
-        }
     }
 
     /// The hub has settled this segment.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use model::StreamName;
 
-use super::over_sessions::{Pair, lossy, ms};
+use super::pair::{Pair, lossy, ms};
 
 /// A segment is six parts.
 const PARTS: u64 = 6;

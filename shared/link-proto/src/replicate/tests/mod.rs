@@ -1,9 +1,12 @@
 //! Both halves over model stores: first a line that keeps everything, then one that breaks everything.
 
 mod absurd;
+mod classes;
 mod day;
 mod identity;
 mod over_sessions;
+mod pair;
+mod properties;
 mod schedule;
 mod stores;
 mod world;

@@ -7,20 +7,20 @@ use std::{
 
 use model::{SegmentNumber, StreamName};
 
-use super::over_sessions::{Pair, ms};
+use super::pair::{Pair, ms};
 use crate::{
     replicate::sender::{DEFAULT_LIVE_DEADLINE, Policy},
     sim::Line,
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 /// Three parts a second, six to a segment.
-const PART_TIME: Duration = ms(333);
+pub(super) const PART_TIME: Duration = ms(333);
 const PARTS: u64 = 6;
 /// A camera of 4 Mbit/s.
 const PART_BYTES: usize = 166_500;
 
-fn line(rate_bps: u64) -> Line {
+pub(super) fn line(rate_bps: u64) -> Line {
     Line {
         delay: ms(40),
         rate_bps: Some(rate_bps),
@@ -29,8 +29,8 @@ fn line(rate_bps: u64) -> Line {
 }
 
 /// A camera on a stream, and what its viewers have.
-struct Camera {
-    stream: StreamName,
+pub(super) struct Camera {
+    pub(super) stream: StreamName,
     parts: u64,
     /// When each segment was whole on the edge.
     closed: BTreeMap<SegmentNumber, Instant>,
@@ -40,7 +40,7 @@ struct Camera {
 }
 
 impl Camera {
-    fn new(pair: &mut Pair) -> Self {
+    pub(super) fn new(pair: &mut Pair) -> Self {
         Self {
             stream: pair.stream("gate"),
             parts: 0,
@@ -51,7 +51,7 @@ impl Camera {
     }
 
     /// Records for so long, and looks at the live list meanwhile.
-    fn record(&mut self, pair: &mut Pair, time: Duration) {
+    pub(super) fn record(&mut self, pair: &mut Pair, time: Duration) {
         let until = pair.world.now + time;
         while pair.world.now < until {
             pair.record(&self.stream, PART_BYTES);
@@ -75,19 +75,19 @@ impl Camera {
             let age = pair.world.now - self.closed[last];
             self.oldest_list = self.oldest_list.max(age);
         }
-        if let Some(edge) = pair.live_edge {
-            self.oldest = self.oldest.max(pair.world.now - edge);
+        if let Some(edge) = pair.live_edge.get(&self.stream) {
+            self.oldest = self.oldest.max(pair.world.now - *edge);
         }
     }
 }
 
-fn p99(mut all: Vec<Duration>) -> Duration {
+pub(super) fn p99(mut all: Vec<Duration>) -> Duration {
     assert!(all.len() >= 20, "{} samples", all.len());
     all.sort();
     all[all.len() * 99 / 100]
 }
 
-fn lags(pair: &Pair, from: Instant, to: Instant) -> Vec<Duration> {
+pub(super) fn lags(pair: &Pair, from: Instant, to: Instant) -> Vec<Duration> {
     let within = |at: Instant| from <= at && at < to;
     let parts = pair.live_parts.iter().filter(|(at, _)| within(*at));
     parts.map(|(_, lag)| *lag).collect()

@@ -15,7 +15,7 @@ use crate::{
     messages::{MAX_ANNOUNCED, MAX_RANGES, MAX_RESTAMPED, SegmentStart},
     replicate::{
         receiver::{Job, Outcome, Partial},
-        sender::{Command, Held, LOOK_LIMIT, Looked, NEWEST_LIMIT, OpenFacts, Sender},
+        sender::{AHEAD_LIMIT, Command, Held, LOOK_LIMIT, Looked, NEWEST_LIMIT, OpenFacts, Sender},
     },
 };
 
@@ -265,7 +265,11 @@ impl EdgeStore {
         sender: &mut Sender,
     ) {
         match command {
-            Command::Look { ticket, stream } => {
+            Command::Look {
+                ticket,
+                stream,
+                ahead,
+            } => {
                 let looked = self.streams.get_mut(&stream).map(|s| {
                     if s.renumber_some() {
                         let (range, _) = s.renumbering.clone().unwrap();
@@ -281,11 +285,18 @@ impl EdgeStore {
                     let of_open = open.iter().map(|facts| &facts.run);
                     let all = s.unshipped(SegmentNumber(0), usize::MAX);
                     let newest = all[all.len().saturating_sub(NEWEST_LIMIT)..].to_vec();
-                    let of_page = page.iter().chain(&newest).map(|info| &info.run);
+                    let ahead = ahead.into_iter().flat_map(|range| {
+                        let found = s.unshipped(*range.start(), AHEAD_LIMIT).into_iter();
+                        found.take_while(move |info| range.contains(&info.number))
+                    });
+                    let ahead: Vec<_> = ahead.take(AHEAD_LIMIT).collect();
+                    let of_page = page.iter().chain(&newest).chain(&ahead);
+                    let of_page = of_page.map(|info| &info.run);
                     Looked {
                         live: !s.waits,
                         runs: runs(of_page.chain(of_open)),
                         newest,
+                        ahead,
                         open,
                         page,
                         holes: s.holes.clone(),
