@@ -33,17 +33,24 @@ const RAISE_AFTER: Duration = Duration::from_secs(600);
 const MIN_TRIES: u32 = 3;
 const MAX_TRIES: u32 = 10;
 
+/// A size in use is tried so often more: giving it up costs all that is under way.
+const CHECK_TRIES: u32 = 2;
+
 /// A size is given up wrongly this often at most, where losses alone take the probes or their answers.
 const WRONG_VERDICTS: f64 = 0.01;
 
-/// Large packets in a row that were lost or not answered before their size is doubted.
-pub(crate) const SUSPICIOUS_LOSSES: usize = 8;
+/// Large packets in a row that were lost or not answered before their size is doubted, on a clean line and at most.
+const MIN_SUSPICIOUS: usize = 8;
+const MAX_SUSPICIOUS: usize = 32;
+
+/// So rarely do losses alone make such a row.
+const CHANCE_ROW: f64 = 1e-6;
 
 /// An answer is waited for at least so long beyond the round trip.
 const PATIENCE: Duration = Duration::from_millis(30);
 
 /// Where not even a later datagram is answered, nothing is learnt; asked again after so long.
-const UNANSWERED_GAP: Duration = Duration::from_secs(1);
+const UNANSWERED_GAP: Duration = Duration::from_millis(300);
 
 /// Before the round trip is known.
 const UNKNOWN_RTT: Duration = Duration::from_millis(400);
@@ -132,8 +139,19 @@ impl PathMtu {
         self.probe = None;
     }
 
-    /// Large packets are lost in a row.
-    pub(crate) fn doubt(&mut self, now: Instant) {
+    /// So many large packets are lost in a row. `loss`: share of datagrams that the line loses, 0 to 1.
+    pub(crate) fn on_row_of_losses(&mut self, now: Instant, packets: usize, loss: f64) {
+        let row = (CHANCE_ROW.ln() / loss.clamp(1e-9, 0.9).ln()).ceil() as usize;
+        if packets >= row.clamp(MIN_SUSPICIOUS, MAX_SUSPICIOUS) {
+            self.doubt(now);
+        }
+    }
+
+    pub(crate) fn is_doubted(&self) -> bool {
+        matches!(self.aim, Aim::Check { .. })
+    }
+
+    fn doubt(&mut self, now: Instant) {
         if self.current > BASE_DATAGRAM_BYTES && !matches!(self.aim, Aim::Check { .. }) {
             self.aim = Aim::Check { tries: 0, at: now };
             self.probe = None;
@@ -243,7 +261,7 @@ impl PathMtu {
                     at: now,
                 };
             }
-            Aim::Check { tries, .. } if tries + failed >= max_tries(loss) => {
+            Aim::Check { tries, .. } if tries + failed >= max_tries(loss) + CHECK_TRIES => {
                 self.too_large = self.current;
                 self.current = BASE_DATAGRAM_BYTES;
                 self.search(now);
@@ -349,15 +367,23 @@ mod tests {
         let (mut mtu, mut now, mut counter) = (PathMtu::new(), sim::start(), 0);
         mtu.wanted(now);
         search(&mut mtu, &mut now, &mut counter, 1472);
-        mtu.doubt(now);
+        mtu.on_row_of_losses(now, 7, 0.0);
+        assert_eq!(mtu.next_probe(), None);
+        mtu.on_row_of_losses(now, 8, 0.4);
+        assert_eq!(mtu.next_probe(), None, "losses alone make that");
+        mtu.on_row_of_losses(now, 8, 0.0);
         assert_eq!(mtu.next_probe(), Some((now, 1472)));
         mtu.on_probe_sent(now, 50, 1472);
         assert_eq!(mtu.on_reached(now, 1472), Verdict::Confirmed);
         assert_eq!(mtu.datagram_bytes(), 1472);
         counter = 50;
-        mtu.doubt(now);
+        mtu.on_row_of_losses(now, 7, 0.0);
+        assert_eq!(mtu.next_probe(), None);
+        mtu.on_row_of_losses(now, 8, 0.4);
+        assert_eq!(mtu.next_probe(), None, "losses alone make that");
+        mtu.on_row_of_losses(now, 8, 0.0);
         let tried = search(&mut mtu, &mut now, &mut counter, 1300);
-        assert_eq!(tried, [1472; 3]);
+        assert_eq!(tried, [1472; 5]);
         assert_eq!(mtu.datagram_bytes(), BASE_DATAGRAM_BYTES);
         search(&mut mtu, &mut now, &mut counter, 1300);
         assert_eq!(mtu.datagram_bytes(), 1272);

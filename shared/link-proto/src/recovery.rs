@@ -27,7 +27,9 @@ pub(crate) struct Flight {
     /// Second and third copies of what was lost.
     copies: VecDeque<(Instant, u32)>,
     last_sent: Option<Instant>,
-    /// Large packets that were lost or not answered since the last that came.
+    /// The latest datagram with a large packet that is known to have come; and large packets that were lost or not
+    /// answered since.
+    large_came: Option<u64>,
     large_lost: usize,
     spare: Vec<Vec<u8>>,
 }
@@ -38,6 +40,8 @@ struct Packet {
     /// When it left last, or its parity did, and in which datagram.
     at: Option<Instant>,
     counter: u64,
+    /// In which it left first.
+    first_counter: u64,
     has_parity: bool,
     /// Larger than what any path carries.
     large: bool,
@@ -54,6 +58,11 @@ enum State {
 }
 
 impl Packet {
+    /// It is large and left after such a datagram.
+    fn is_large_after(&self, counter: Option<u64>) -> bool {
+        self.large && counter.is_none_or(|came| came < self.counter)
+    }
+
     /// It has left, and nobody knows what became of it.
     fn is_under_way(&self) -> bool {
         matches!(self.state, State::Sent | State::Open)
@@ -73,6 +82,7 @@ impl Flight {
             lost: VecDeque::new(),
             copies: VecDeque::new(),
             last_sent: None,
+            large_came: None,
             large_lost: 0,
             spare: Vec::new(),
         }
@@ -117,6 +127,7 @@ impl Flight {
             state: State::New,
             at: None,
             counter: 0,
+            first_counter: 0,
             has_parity: false,
             large,
         });
@@ -138,7 +149,13 @@ impl Flight {
         {
             packet.state = State::Acknowledged;
             self.unacknowledged -= 1;
-            if packet.large {
+            // Which copy came is not known: the first, to be sure.
+            if packet.large
+                && self
+                    .large_came
+                    .is_none_or(|came| came < packet.first_counter)
+            {
+                self.large_came = Some(packet.first_counter);
                 self.large_lost = 0;
             }
         }
@@ -211,6 +228,7 @@ impl Flight {
             packet.state = if open { State::Open } else { State::Sent };
             packet.at = Some(now);
             packet.counter = counter;
+            packet.first_counter = counter;
         }
     }
 
@@ -278,7 +296,7 @@ impl Flight {
             }
             packet.state = State::Lost;
             found += 1;
-            self.large_lost += usize::from(packet.large);
+            self.large_lost += usize::from(packet.is_large_after(self.large_came));
             let sn = self.una.wrapping_add(place);
             self.lost.push_back(sn);
             for copy in 1..copies {
@@ -316,7 +334,7 @@ impl Flight {
         for (packet, place) in oldest.take(PROBE_PACKETS) {
             packet.state = State::Lost;
             self.lost.push_back(self.una.wrapping_add(place));
-            self.large_lost += usize::from(packet.large);
+            self.large_lost += usize::from(packet.is_large_after(self.large_came));
             bytes += packet.bytes.len();
         }
         bytes
@@ -356,11 +374,9 @@ mod tests {
         assert_eq!(flight.next_lost(now), Some(1));
         assert_eq!(flight.bytes(1), [1; 3]);
         flight.on_sent_again(now, 5);
-        assert_eq!(flight.large_lost(), 1);
+        assert_eq!(flight.large_lost(), 0, "a later one came");
         assert_eq!(flight.detect(now, 6, NONE, 1, GAP), (None, 2), "2 and 4");
-        assert_eq!(flight.large_lost(), 2, "4 is a small one");
         flight.on_una(5);
-        assert_eq!(flight.large_lost(), 0);
         assert_eq!(flight.next_lost(now), None, "it came after all");
         assert_eq!((flight.unacknowledged(), flight.waiting()), (0, 0));
     }
@@ -413,7 +429,7 @@ mod tests {
         assert_eq!(flight.probe(), 3 * PROBE_PACKETS);
         assert_eq!(flight.waiting(), PROBE_PACKETS);
         assert_eq!(flight.large_lost(), 4);
-        flight.forgive();
+        flight.on_acknowledged(1);
         assert_eq!(flight.large_lost(), 0);
         assert_eq!(flight.tail_since(), None);
         assert_eq!(flight.next_lost(now), Some(0));

@@ -109,6 +109,8 @@ pub(crate) struct Session {
     reordered: u32,
     reordering_until: Option<Instant>,
     losses: LossMeter,
+    /// The share of datagrams lost when large ones last came: not for their size.
+    calm_loss: f64,
     beforehand: Beforehand,
     /// The highest of our datagrams that the peer has seen, and when it last said so or was asked.
     seen: u64,
@@ -225,6 +227,7 @@ impl Session {
             reordered: 0,
             reordering_until: None,
             losses: LossMeter::new(),
+            calm_loss: 0.0,
             beforehand: Beforehand::new(),
             seen: 0,
             heard: None,

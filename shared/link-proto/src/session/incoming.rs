@@ -161,6 +161,9 @@ impl Session {
                         .on_feedback(now, now_us, self.next_counter, &feedback);
                     self.pacer.set_rate(now, self.paced_rate());
                     self.losses.on_feedback(&feedback);
+                    if self.large_lost() == 0 && !self.mtu.is_doubted() {
+                        self.calm_loss = self.losses.loss();
+                    }
                     self.watch_reordering(now, feedback.reordered);
                 }
                 Frame::Bye(reason) => {

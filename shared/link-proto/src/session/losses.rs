@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::{api::Channel, lane::Lane, mtu::SUSPICIOUS_LOSSES, parity::GROUP_TIME};
+use crate::{api::Channel, lane::Lane, parity::GROUP_TIME};
 
 /// Acknowledgements wait for each other so long: they tell the state, so few say as much as many.
 const ACK_GAP: Duration = Duration::from_millis(2);
@@ -78,13 +78,15 @@ impl Session {
     }
 
     fn doubt_mtu(&mut self, now: Instant) {
-        let lost = self
-            .lanes
-            .iter()
-            .map(|lane| lane.conversation.flight.large_lost());
-        if lost.max() >= Some(SUSPICIOUS_LOSSES) {
-            self.mtu.doubt(now);
-        }
+        let lost = self.large_lost();
+        self.mtu.on_row_of_losses(now, lost, self.calm_loss);
+    }
+
+    /// Large packets lost in a row, at most over the channels.
+    pub(super) fn large_lost(&self) -> usize {
+        let lanes = self.lanes.iter();
+        let lost = lanes.map(|lane| lane.conversation.flight.large_lost());
+        lost.max().unwrap_or(0)
     }
 
     pub(super) fn group_time(&self) -> Duration {

@@ -63,7 +63,7 @@ impl Session {
         }
         if self.state == State::Open {
             self.look_for_losses(now);
-            let (rtt, loss) = (self.rate.rtt(), self.losses.loss());
+            let (rtt, loss) = (self.rate.rtt(), self.calm_loss);
             if self.mtu.on_time(now, rtt, loss) == Verdict::Fallen {
                 // What is under way was cut for the old size.
                 self.renew_channels(now, self.generation.wrapping_add(1), events);
