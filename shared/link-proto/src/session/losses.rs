@@ -14,9 +14,10 @@ const MIN_LATENESS: Duration = Duration::from_millis(5);
 /// Before the round trip is known a tail is probed for after so long.
 const UNKNOWN_RTT: Duration = Duration::from_millis(400);
 
-/// Tail probes that nothing answers come at twice the distance after the first. No farther: a burst takes
-/// several of them, and after [`super::SILENCE`] they end.
-const MAX_PROBE_DOUBLINGS: u32 = 1;
+/// Tail probes that nothing answers come at twice the distance, each time, up to so far apart; on a long line
+/// they double once. No farther: a burst takes several of them, and after [`super::SILENCE`] they end.
+const MAX_PROBE_WAIT: Duration = Duration::from_millis(250);
+const MAX_PROBE_DOUBLINGS: u32 = 8;
 
 /// A group is let grow to this many packets where the line is slow, within [`MAX_GROUP_TIME`].
 const SLOW_GROUP_PACKETS: f64 = 8.0;
@@ -73,7 +74,9 @@ impl Session {
             .filter_map(|lane| lane.conversation.flight.tail_since())
             .max()?;
         let rtt = self.rate.rtt().unwrap_or(UNKNOWN_RTT);
-        let wait = (rtt.mul_f64(1.25) + 2 * ACK_GAP) * (1 << self.probes);
+        let wait = rtt.mul_f64(1.25) + 2 * ACK_GAP;
+        let most = MAX_PROBE_WAIT.max(2 * wait);
+        let wait = (wait * (1 << self.probes)).min(most);
         Some(self.heard.map_or(last, |heard| heard.max(last)) + wait)
     }
 

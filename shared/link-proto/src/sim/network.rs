@@ -50,6 +50,9 @@ impl Default for Line {
     }
 }
 
+/// Bursts are counted in datagrams; on a line that was idle for so long, whatever was is over.
+const BURSTS_REMEMBERED: Duration = Duration::from_secs(1);
+
 /// A datagram under way.
 pub(super) struct Delivery {
     pub(super) from: SocketAddr,
@@ -72,6 +75,8 @@ pub struct Network {
 #[derive(Default)]
 pub(super) struct LineState {
     bad: bool,
+    /// When the last datagram was sent.
+    last: Option<Instant>,
     busy_until: Option<Instant>,
     pub(super) cut_until: Option<Instant>,
     pub(super) datagrams: u64,
@@ -121,6 +126,12 @@ impl Network {
         state.datagrams += 1;
         let cut = state.cut_until.is_some_and(|until| now < until);
         if let Some(bursts) = line.bursts {
+            if state
+                .last
+                .is_some_and(|last| now > last + BURSTS_REMEMBERED)
+            {
+                state.bad = self.chance() < bursts.begin / (bursts.begin + bursts.end);
+            }
             let turn = if state.bad { bursts.end } else { bursts.begin };
             if self.chance() < turn {
                 state.bad = !state.bad;
@@ -128,6 +139,7 @@ impl Network {
         } else {
             state.bad = false;
         }
+        state.last = Some(now);
         let lost = self.chance() < line.loss;
         if cut || lost || state.bad || delivery.bytes.len() > line.mtu {
             self.lost += 1;

@@ -34,6 +34,8 @@ const CARRIED_SHARE: f64 = 0.6;
 /// After an incident is over the line must be found again (a silent session is probed each second, a handshake
 /// repeated after some), and what could not go meanwhile goes too.
 const RECOVERY: Duration = Duration::from_secs(8);
+/// A path that got longer is taken for one with a queue until the memory of its bare delay is over.
+const LONGER_PATH: Duration = Duration::from_secs(12);
 /// What a part may take where the line carries the video: so many round trips (a lost packet, its repetition lost,
 /// and so on), and a second for the queue that a key frame or a line found too slow makes.
 const LAG_ROUND_TRIPS: u32 = 12;
@@ -223,7 +225,10 @@ impl Incident {
                 pair.world.move_edge(0, ([203, 0, 113, 9], port).into());
             }
             Self::Rate(bps) => edge.up.rate_bps = Some(bps),
-            Self::Delay(delay) => (edge.up.delay, edge.down.delay) = (delay, delay),
+            Self::Delay(delay) => {
+                (edge.up.delay, edge.down.delay) = (delay, delay);
+                return pair.world.now + LONGER_PATH;
+            }
             Self::Loss(loss) => (edge.up.loss, edge.up.bursts) = (loss, None),
             Self::Mtu(bytes) => (edge.up.mtu, edge.down.mtu) = (bytes, bytes),
             Self::RestartEdge { lose_parts } => pair.restart_edge(lose_parts),
