@@ -6,6 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Edge, Hub, Recorder, assert_replicated, runtime, until_stored};
+use link::uplink::UplinkConfig;
 use model::{MediaDuration, SegmentNumber};
 
 #[test]
@@ -148,5 +149,51 @@ fn closed_segments_are_listed_soon() {
             took[30], took[54], took[59]
         );
         assert_eq!(took.len(), 60);
+    });
+}
+
+#[test]
+fn what_a_viewer_waits_for_comes_before_the_older_backlog() {
+    runtime().block_on(async {
+        let mut hub = Hub::start().await;
+        let key = hub.enrol("site-1").await;
+        hub.stop().await;
+        let slow = link::uplink::Orders {
+            max_rate_bps: Some(4_000_000),
+            ..link::uplink::Orders::default()
+        };
+        let edge = Edge::start_with(UplinkConfig {
+            hub_address: hub.address.to_string(),
+            hub_key: hub.key.public,
+            key,
+            answer_timeout: Duration::from_millis(500),
+            orders: tokio::sync::watch::channel(slow).1,
+        });
+        let mut gate = Recorder::new(edge.store(), "gate", 0);
+        gate.part_bytes = 10_000;
+        let stream = gate.stream.clone();
+        for _ in 0..300 {
+            gate.segment(edge.store());
+        }
+        gate.end(edge.store());
+        hub.start_again().await;
+        let asked = SegmentNumber(280)..=SegmentNumber(281);
+        // Nobody can wait for what the hub has not been told of.
+        until_stored(hub.store(), "what is asked for is announced", |store| {
+            store.want(&stream, asked.clone()).unwrap_or(false)
+        })
+        .await;
+        let here = |store: &store::Store| -> Vec<u64> {
+            let all = store.list(&stream, SegmentNumber(0), 1_000).unwrap();
+            all.iter().map(|info| info.number.0).collect()
+        };
+        until_stored(hub.store(), "what is asked for is here", |store| {
+            here(store).contains(&281)
+        })
+        .await;
+        let now = here(hub.store());
+        assert!(now.contains(&280), "{now:?}");
+        assert!(now.len() < 200, "the backlog waits: {}", now.len());
+        assert_replicated(&edge, &hub, &stream).await;
     });
 }
