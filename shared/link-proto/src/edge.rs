@@ -125,8 +125,8 @@ impl EdgeEndpoint {
         }
     }
 
-    /// What is sent before any loss is known (parity, packets repeated by tail probes) is at most this share of the
-    /// media sent from now on, 0 to 1; default [`DEFAULT_MAX_REDUNDANCY`]. Lowering it saves bytes on lossy lines and
+    /// What is sent before any loss is known (parity; tail probes count, but go in any case) is at most this share of
+    /// the media sent from now on, 0 to 1; default [`DEFAULT_MAX_REDUNDANCY`]. Lowering it saves bytes on lossy lines and
     /// makes what is lost there later, by a round trip or two. Holds for later sessions too.
     pub fn set_max_redundancy(&mut self, share: f64) {
         self.max_redundancy = share;
