@@ -158,11 +158,13 @@ fn an_edges_lost_catalog_is_rebuilt_and_what_is_unshipped_goes() -> Result<()> {
     garbage(site.edge.data_dir())?;
     site.hub.up()?;
     let run = site.edge.run(&["--http", "127.0.0.1:0"])?;
-    let last = before.last().context("none")?.0;
-    wait_for("the last segment at the hub", LIMIT, || {
-        let got = get(&site.hub.url(&format!("/s/gate/{last}.ts")));
-        got.ok().filter(|got| got.status == 200)
-    })?;
+    // What is asked for comes first: the last one does not tell that all are there.
+    for (number, _) in &before {
+        wait_for("the segments at the hub", LIMIT, || {
+            let got = get(&site.hub.url(&format!("/s/gate/{number}.ts")));
+            got.ok().filter(|got| got.status == 200)
+        })?;
+    }
     assert_served(&site.hub, &before)?;
     ensure!(
         run.log().contains("a new one was built from the segments"),
