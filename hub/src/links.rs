@@ -77,8 +77,19 @@ impl Links {
     fn take(&self, status: &DownlinkStatus, at: WallTime, taken: Instant) {
         let mut histories = self.lock();
         histories.retain(|_, history| history.keep_hour(at));
+        let connected = |name: &DeviceName| {
+            let sessions = &status.sessions;
+            sessions
+                .binary_search_by(|session| session.device.cmp(name))
+                .is_ok()
+        };
+        let gone = histories.iter().filter(|(name, _)| !connected(name));
+        let mut gone: Vec<_> = gone
+            .map(|(name, history)| (history.last().map(|sample| sample.at), name.clone()))
+            .collect();
+        gone.sort_by(|one, other| other.cmp(one));
         for session in &status.sessions {
-            if let Some(history) = place(&mut histories, session, status) {
+            if let Some(history) = place(&mut histories, session, &mut gone) {
                 history.take(session.reading(at, taken));
             }
         }
@@ -120,22 +131,14 @@ impl Links {
     }
 }
 
-/// Where a device's samples go. Where there is no room, a device that is gone makes place, the one gone longest.
+/// Where a device's samples go. Where there is no room, a device that is gone makes place: the last of `gone`.
 fn place<'a>(
     histories: &'a mut BTreeMap<DeviceName, History>,
     session: &SessionStatus,
-    status: &DownlinkStatus,
+    gone: &mut Vec<(Option<WallTime>, DeviceName)>,
 ) -> Option<&'a mut History> {
     if !histories.contains_key(&session.device) && histories.len() >= MAX_HISTORIES {
-        let connected = |name: &DeviceName| {
-            let sessions = &status.sessions;
-            sessions
-                .binary_search_by(|session| session.device.cmp(name))
-                .is_ok()
-        };
-        let gone = histories.iter().filter(|(name, _)| !connected(name));
-        let longest = gone.min_by_key(|(_, history)| history.last().map(|sample| sample.at))?;
-        let name = longest.0.clone();
+        let (_, name) = gone.pop()?;
         histories.remove(&name);
     }
     Some(histories.entry(session.device.clone()).or_default())
