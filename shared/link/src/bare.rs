@@ -153,8 +153,12 @@ impl<E: Endpoint, F: FnMut(Channel, Bytes) + Send> driver::Application<E> for Ap
         }
     }
 
-    fn handle_event(&mut self, _now: Instant, endpoint: &mut E, event: Event) {
+    fn handle_event(&mut self, now: Instant, endpoint: &mut E, event: Event) {
         match event {
+            // The other end was told to stop first, and this one has begun anew.
+            Event::Connected { session, .. } if self.bare.stop.is_cancelled() => {
+                endpoint.close(now, session, Bye::Done);
+            }
             Event::Connected { session, .. } => {
                 endpoint.admit(session);
                 self.session = Some(session);
