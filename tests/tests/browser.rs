@@ -8,11 +8,12 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 use anyhow::{Context, Result, ensure};
 use system_tests::{Edge, Hub, fixture, playlist, tool, wait_for};
 
-fn play(page: &str, stream: &str, mode: &str, seconds: u32) -> Result<serde_json::Value> {
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("browser/play.mjs");
+/// What a script saw in Chromium, without an error on the page.
+fn look(what: &str, script: &str, args: &[&str]) -> Result<serde_json::Value> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("browser");
     let out = tool("node")
-        .arg(script)
-        .args([page, stream, mode, &seconds.to_string()])
+        .arg(folder.join(script))
+        .args(args)
         .output()
         .context("node")?;
     ensure!(
@@ -21,11 +22,20 @@ fn play(page: &str, stream: &str, mode: &str, seconds: u32) -> Result<serde_json
         String::from_utf8_lossy(&out.stderr)
     );
     let seen: serde_json::Value = serde_json::from_slice(&out.stdout)?;
-    println!("{mode}: {seen}");
+    println!("{what}: {seen}");
     ensure!(
         seen["errors"].as_array().is_some_and(Vec::is_empty),
         "{seen}"
     );
+    Ok(seen)
+}
+
+fn play(page: &str, stream: &str, mode: &str, seconds: u32) -> Result<serde_json::Value> {
+    let seen = look(
+        mode,
+        "play.mjs",
+        &[page, stream, mode, &seconds.to_string()],
+    )?;
     ensure!(
         seen["after"]["fatal"].is_null() && seen["after"]["error"].is_null(),
         "{seen}"
@@ -35,24 +45,8 @@ fn play(page: &str, stream: &str, mode: &str, seconds: u32) -> Result<serde_json
 
 /// What is drawn of a link: `ready` once each plot named has so many points.
 fn plots(page: &str, points: u32, seconds: u32) -> Result<serde_json::Value> {
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("browser/plots.mjs");
-    let out = tool("node")
-        .arg(script)
-        .args([page, &points.to_string(), &seconds.to_string()])
-        .output()
-        .context("node")?;
-    ensure!(
-        out.status.success(),
-        "{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
-    let seen: serde_json::Value = serde_json::from_slice(&out.stdout)?;
-    println!("plots: {seen}");
-    ensure!(
-        seen["errors"].as_array().is_some_and(Vec::is_empty),
-        "{seen}"
-    );
-    Ok(seen)
+    let (points, seconds) = (points.to_string(), seconds.to_string());
+    look("plots", "plots.mjs", &[page, &points, &seconds])
 }
 
 /// Asks the pages of hub and edge while live video comes.
