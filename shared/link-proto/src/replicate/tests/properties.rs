@@ -31,7 +31,7 @@ const MAX_STREAMS: u64 = 3;
 const MAX_INCIDENTS: u64 = 3;
 /// Over this, with its headers and parity, the line does not carry the video: nothing is said of its lag.
 const CARRIED_SHARE: f64 = 0.6;
-/// After an incident is over the line must be found again (a silent session is probed each second, a handshake
+/// After an incident is over the line must be found again (a silent session is probed twice a second, a handshake
 /// repeated after some), and what could not go meanwhile goes too.
 const RECOVERY: Duration = Duration::from_secs(8);
 /// A path that got longer is taken for one with a queue until the memory of its bare delay is over.
