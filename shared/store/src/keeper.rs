@@ -390,11 +390,11 @@ impl Desk {
         Ok(())
     }
 
-    /// A segment that the last commit did not begin: the first, or one after a failure.
+    /// A segment that the last commit did not begin: the first, or one after a failure. Its row comes before
+    /// its file even if it is closed already: of a file without a row nobody could say after a crash which
+    /// input it is a piece of, and that piece would be taken once more.
     fn begin(&mut self, job: &Job, piece: &Piece) -> Result<Writing> {
-        if piece.closed.is_none() {
-            self.commit(job, None, Some(&piece.begun))?;
-        }
+        self.commit(job, None, Some(&piece.begun))?;
         self.file_of(&job.stream, piece.begun.open.number)
     }
 

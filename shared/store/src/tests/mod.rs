@@ -71,7 +71,13 @@ impl Site {
 
     /// Closes the store, as a kill does, and opens it again.
     pub(crate) fn restart(&mut self) -> crate::RecoveryReport {
+        self.restart_after(|| {})
+    }
+
+    /// The same, with something that happens in between.
+    pub(crate) fn restart_after(&mut self, between: impl FnOnce()) -> crate::RecoveryReport {
         self.store = None;
+        between();
         let (store, report) = Store::open(self.dir.path(), self.options.clone()).unwrap();
         self.store = Some(store);
         report

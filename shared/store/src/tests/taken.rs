@@ -1,7 +1,9 @@
 //! Files of watched folders: how far each is survives what kills the program.
 
-use super::{Site, TWO_SECONDS, bytes_of, gate, n, open, put};
-use crate::{FileId, OnHub, Progress, TakenState};
+use std::{fs, thread, time::Duration};
+
+use super::{Site, TWO_SECONDS, bytes_of, gate, n, open, put, run};
+use crate::{FileId, OnHub, Progress, SourceKind, TakenState};
 
 fn file(name: &str, fingerprint: u8) -> FileId {
     FileId {
@@ -121,6 +123,44 @@ fn a_kill_leaves_whole_parts_and_what_is_counted_is_what_is_here() {
         .unwrap();
     assert_eq!((begun.progress.bytes, begun.void), (0, 2));
     assert!(site.store().list(&gate(), n(0), 9).unwrap().is_empty());
+}
+
+#[test]
+fn what_a_kill_leaves_of_a_segment_written_in_one_go_is_counted() {
+    let mut site = Site::edge();
+    let store = site.store();
+    let begun = store.begin_taken(&gate(), &file("a", 1), 2_000).unwrap();
+    assert_eq!(begun.progress, Progress::default());
+    // The segment is whole before the disk hears of it, and the disk then fails where its file gets its name.
+    let (here, away) = (site.path().to_owned(), site.path().with_extension("away"));
+    fs::rename(&here, &away).unwrap();
+    let mut writer = store.record(&gate(), &run(1), open(1, 1), None, SourceKind::AtRest);
+    for part in super::crash::media(2) {
+        writer.append_part(part.into(), TWO_SECONDS, true);
+    }
+    let info = writer.close(TWO_SECONDS).unwrap();
+    while store.disk_trouble().is_none() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let name = "segments/gate/0/1.ts";
+    fs::create_dir_all(away.join(name)).unwrap();
+    fs::rename(&away, &here).unwrap();
+    while store
+        .disk_trouble()
+        .is_some_and(|trouble| !trouble.what.contains("1.ts"))
+    {
+        thread::sleep(Duration::from_millis(10));
+    }
+    let report = site.restart_after(|| fs::remove_dir(here.join(name)).unwrap());
+    assert_eq!((report.open_closed, report.adopted), (1, 0));
+    let begun = site
+        .store()
+        .begin_taken(&gate(), &file("a", 1), 2_000)
+        .unwrap();
+    let here = site.store().list(&gate(), n(0), 9).unwrap();
+    let bytes: u64 = here.iter().map(|info| info.bytes).sum();
+    assert!(bytes > 0 && bytes <= info.bytes, "{here:?}");
+    assert_eq!(begun.progress, progress(0, bytes, 1));
 }
 
 #[test]
