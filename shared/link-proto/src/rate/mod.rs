@@ -22,12 +22,20 @@
 //! Only what was sent without a pause counts as evidence of what the path carries, unless it is more than was
 //! known. A round ends when a datagram sent after its beginning is known to have arrived.
 
+mod compete;
+mod rounds;
+mod windowed_min;
+
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
 use crate::{datagram::MAX_DATAGRAM_BYTES, frame::Feedback};
+
+use compete::Competition;
+use rounds::Round;
+use windowed_min::WindowedMin;
 
 /// Bytes per second: a line is tried at 2.5 Mbit/s first, which any camera's uplink has.
 const INITIAL_RATE: f64 = 312_500.0;
@@ -47,10 +55,6 @@ const MIN_SAMPLE_DATAGRAMS: u64 = 10;
 
 /// A sample of delivery covers this much time at least.
 const MIN_SAMPLE_TIME: Duration = Duration::from_millis(20);
-
-/// The bare delay of the path is the least of so long a time: shorter would take a standing queue for the
-/// path, longer would hold on to a path that is no more.
-const BASE_WINDOW: Duration = Duration::from_secs(10);
 
 /// Loss is never made up for beyond this: half of what is sent.
 const MAX_COMPENSATED_LOSS: f64 = 0.5;
@@ -75,40 +79,6 @@ const MAX_DRAIN_GAIN: f64 = 0.75;
 /// So long and so many round trips must the queue stand against a drain before somebody else fills it.
 const COMPETITOR_TIME: Duration = Duration::from_millis(300);
 const COMPETITOR_RTTS: u32 = 4;
-
-/// In competition the rate grows by this share a second, near to what CUBIC (RFC 9438) does after a loss,
-/// and falls to this share on congestion (RFC 9438, section 4.6).
-const COMPETE_GROWTH: f64 = 0.07;
-const COMPETE_BACKOFF: f64 = 0.7;
-
-/// Who yields to losses as TCP does lets the queue shrink to this share soon after all have lost something. Whoever
-/// does not (BBR, for one) takes what is given up, and is not given way to.
-const YIELDED_QUEUE: f64 = 0.5;
-
-/// Beside somebody deaf to losses, a rate is held while no more than this share is lost beyond the line's own.
-const HELD_LOSS: f64 = 0.10;
-
-/// Whether the other yields is asked anew after so long: others may have come.
-const TRIAL_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Weight of a round in the loss seen while competing.
-const COMPETE_LOSS_WEIGHT: f64 = 0.15;
-
-/// What fills a line for so long, without a sign of anybody else, is what it carries: a flow of TCP with CUBIC that
-/// gave way is back by then.
-const ALONE_AFTER: Duration = Duration::from_secs(20);
-
-/// Of what the line carried before somebody came, so much is taken beside him at most, and held at least while no
-/// more than [`MAX_FLOOR_LOSS`] is lost: then the line itself may have got worse.
-const MAX_COMPETE_SHARE: f64 = 0.6;
-const MIN_COMPETE_SHARE: f64 = 0.35;
-const MAX_FLOOR_LOSS: f64 = 0.25;
-
-/// Without a queue for so long, nobody competes any more.
-const COMPETE_QUIET: Duration = Duration::from_secs(2);
-
-/// While somebody competes, the bare delay is not seen: the one known before is held for so long.
-const BASE_HELD: Duration = Duration::from_secs(120);
 
 /// Pauses in sending that are remembered until they are answered.
 const MAX_PAUSES: usize = 64;
@@ -161,34 +131,6 @@ enum Phase {
         before: f64,
     },
     Compete(Competition),
-}
-
-/// What is known of somebody who fills the path's queue.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Competition {
-    /// Since when no queue stands.
-    quiet: Option<Instant>,
-    /// When this end last gave way.
-    fell: Instant,
-    /// The rate and the queue before that, until it is seen whether the other gave way too.
-    trial: Option<(f64, Duration)>,
-    /// The other does not yield to losses.
-    deaf: bool,
-    /// Loss beyond the line's own, lately.
-    loss: f64,
-    /// What the line carried alone, in bytes per second; `None`: the other was there first.
-    alone: Option<f64>,
-}
-
-/// What was sent at one rate.
-struct Round {
-    first_counter: u64,
-    gain: f64,
-    /// What was known to be delivered before.
-    bandwidth: f64,
-    began: Instant,
-    /// The first feedback that tells of it.
-    from: Option<Feedback>,
 }
 
 struct Sample {
@@ -416,76 +358,14 @@ impl RateController {
                 before,
             } => self.go_on_draining(now, since, peak, before),
             Phase::Compete(mut other) => {
-                other.quiet = (!queue_stands).then(|| other.quiet.unwrap_or(now));
+                let gone = other.has_gone(now, queue_stands);
                 self.watch_trial(now, &mut other);
                 self.phase = Phase::Compete(other);
-                if other
-                    .quiet
-                    .is_some_and(|quiet| now >= quiet + COMPETE_QUIET)
-                {
+                if gone {
                     self.settle();
                 }
             }
         }
-    }
-
-    /// A round is over. What a camera sends tells of the camera, and who yields to losses is not seen for a while.
-    fn watch_solitude(&mut self, now: Instant, limited: bool) {
-        if !limited || !matches!(self.phase, Phase::Steady { .. } | Phase::Drain { .. }) {
-            self.alone_since = None;
-        } else if now >= *self.alone_since.get_or_insert(now) + ALONE_AFTER {
-            self.alone = Some(self.bandwidth());
-        }
-    }
-
-    /// Whether the other gave way as this end did.
-    fn watch_trial(&mut self, now: Instant, other: &mut Competition) {
-        let Some((rate, queue)) = other.trial else {
-            return;
-        };
-        let rtt = self.srtt.unwrap_or_default();
-        if self.queue <= queue.mul_f64(YIELDED_QUEUE) {
-            other.deaf = false;
-            other.trial = None;
-        } else if now >= other.fell + COMPETITOR_TIME.max(rtt * COMPETITOR_RTTS) {
-            other.deaf = true;
-            other.trial = None;
-            self.rate = self.rate.max(rate);
-        }
-    }
-
-    /// A round beside somebody else is over: of so many datagrams, so many were lost.
-    fn compete(&mut self, now: Instant, mut other: Competition, sent: u64, lost: u64, took: f64) {
-        // More than the line's own loss explains, by three standard deviations.
-        let expected = self.base_loss * sent as f64;
-        let explained = expected + 3.0 * expected.sqrt() + 0.5;
-        let rtt = self.srtt.unwrap_or_default();
-        let beyond = (lost as f64 / sent as f64 - self.base_loss).max(0.0);
-        other.loss += (beyond - other.loss) * COMPETE_LOSS_WEIGHT;
-        let congested = lost as f64 > explained;
-        let held = other.deaf && now < other.fell + TRIAL_INTERVAL;
-        if congested && held && other.loss <= HELD_LOSS {
-            // It is the other's doing, and giving way changes nothing.
-        } else if congested && now >= other.fell + 2 * rtt {
-            other.trial = (other.loss <= HELD_LOSS).then_some((self.rate, self.queue));
-            other.fell = now;
-            self.rate *= COMPETE_BACKOFF;
-        } else if !congested {
-            let most = 1.25 * self.latest_delivery() / (1.0 - self.base_loss);
-            // On a share of little it grows as TCP does there: by a packet each round trip (RFC 5681).
-            let packet = MAX_DATAGRAM_BYTES as f64 / rtt.as_secs_f64().max(0.01).powi(2);
-            let growth = (COMPETE_GROWTH * self.rate).max(packet);
-            let grown = self.rate + growth * took;
-            self.rate = grown.min(most.max(self.rate));
-        }
-        if let Some(alone) = other.alone {
-            let alone = alone / (1.0 - self.base_loss);
-            if other.loss <= MAX_FLOOR_LOSS {
-                self.rate = self.rate.max(MIN_COMPETE_SHARE * alone);
-            }
-            self.rate = self.rate.min(MAX_COMPETE_SHARE * alone);
-        }
-        self.phase = Phase::Compete(other);
     }
 
     fn go_on_draining(&mut self, now: Instant, since: Instant, peak: Duration, before: f64) {
@@ -501,14 +381,7 @@ impl RateController {
                 before,
             };
         } else if now >= since + COMPETITOR_TIME.max(rtt * COMPETITOR_RTTS) {
-            self.phase = Phase::Compete(Competition {
-                quiet: None,
-                fell: now,
-                trial: None,
-                deaf: false,
-                loss: 0.0,
-                alone: self.alone,
-            });
+            self.phase = Phase::Compete(Competition::begin(now, self.alone));
             self.rate = before / (1.0 - self.base_loss);
             return;
         } else {
@@ -539,103 +412,6 @@ impl RateController {
         self.probe_excess = 0.0;
         self.phase = Phase::Steady { step: 1 };
         self.rate = self.capacity();
-    }
-
-    /// Ends rounds that are answered, and begins the next.
-    fn follow_rounds(&mut self, now: Instant, next_counter: u64, feedback: &Feedback) {
-        if self.rounds.is_empty() {
-            self.begin_round(now, next_counter);
-            return;
-        }
-        for round in &mut self.rounds {
-            if feedback.highest >= round.first_counter {
-                round.from.get_or_insert(*feedback);
-            }
-        }
-        while let Some(next) = self.rounds.get(1).map(|next| next.first_counter)
-            && feedback.highest >= next
-            && let Some(round) = self.rounds.pop_front()
-        {
-            self.end_round(now, &round, next, feedback);
-        }
-        let over = self
-            .rounds
-            .back()
-            .is_some_and(|round| feedback.highest >= round.first_counter + MIN_SAMPLE_DATAGRAMS);
-        if over {
-            self.advance();
-            self.begin_round(now, next_counter);
-        }
-        while self.pauses.front().is_some_and(|pause| {
-            self.rounds
-                .front()
-                .is_some_and(|round| round.from.is_some_and(|from| *pause <= from.highest))
-        }) && self.sample_from.is_some_and(|from| {
-            self.pauses
-                .front()
-                .is_some_and(|pause| *pause <= from.highest)
-        }) {
-            self.pauses.pop_front();
-        }
-    }
-
-    fn begin_round(&mut self, now: Instant, next_counter: u64) {
-        self.rounds.push_back(Round {
-            first_counter: next_counter,
-            gain: match self.phase {
-                Phase::Steady { step } => self.gain(step),
-                Phase::Drain { .. } => MIN_DRAIN_GAIN,
-                Phase::Startup { .. } | Phase::Compete(_) => 1.0,
-            },
-            bandwidth: self.bandwidth(),
-            began: now,
-            from: None,
-        });
-    }
-
-    /// All of a round, which went until datagram `next`, is answered.
-    fn end_round(&mut self, now: Instant, round: &Round, next: u64, feedback: &Feedback) {
-        let Round {
-            gain,
-            bandwidth,
-            began,
-            ..
-        } = *round;
-        let from = round.from.unwrap_or(*feedback);
-        let limited = !self.paused_between(from.highest, next);
-        let sent = feedback.highest.saturating_sub(from.highest);
-        if sent < MIN_SAMPLE_DATAGRAMS {
-            return;
-        }
-        self.watch_solitude(now, limited);
-        let came = feedback.datagrams.saturating_sub(from.datagrams);
-        let loss = sent.saturating_sub(came) as f64 / sent as f64;
-        let queue_stands = self.queue > self.tolerated_queue();
-        if !queue_stands && (gain < 1.0 || !limited) {
-            // The more datagrams, the more it counts.
-            let weight = (sent as f64 / 200.0).min(0.5);
-            self.base_loss += (loss.min(MAX_COMPENSATED_LOSS) - self.base_loss) * weight;
-        }
-        if let Phase::Compete(other) = self.phase {
-            let took = now.saturating_duration_since(began).as_secs_f64().min(1.0);
-            self.compete(now, other, sent, sent.saturating_sub(came), took);
-            return;
-        }
-        if gain > 1.0 && limited && matches!(self.phase, Phase::Steady { .. }) {
-            let arrival_us = feedback.arrival_us.wrapping_sub(from.arrival_us);
-            let bytes = feedback.bytes.saturating_sub(from.bytes);
-            let delivery = bytes as f64 / f64::from(arrival_us.max(1)) * 1e6;
-            if !queue_stands && delivery > bandwidth * (1.0 + (gain - 1.0) / 2.0) {
-                // There is more: at once again, and further.
-                self.probe_excess = ((gain - 1.0) * 2.0).min(STARTUP_GAIN - 1.0);
-                self.round_best = self.round_best.max(delivery);
-                self.phase = Phase::Steady {
-                    step: GAINS.len() - 1,
-                };
-            } else {
-                self.probe_excess = 0.0;
-            }
-        }
     }
 
     /// A round of sending is over: the next one's rate.
@@ -713,53 +489,6 @@ impl RateController {
         let rtt = self.min_rtt.get().unwrap_or_default();
         let datagrams = Duration::from_secs_f64(1.5 * MAX_DATAGRAM_BYTES as f64 / self.rate);
         QUEUE_TOLERANCE.max(rtt / 5).max(datagrams)
-    }
-}
-
-/// The least value of the last one to two half windows.
-struct WindowedMin<T> {
-    current: Option<T>,
-    previous: Option<T>,
-    turn_at: Option<Instant>,
-    held_since: Option<Instant>,
-}
-
-impl<T: Copy + Ord> WindowedMin<T> {
-    fn new() -> Self {
-        Self {
-            current: None,
-            previous: None,
-            turn_at: None,
-            held_since: None,
-        }
-    }
-
-    fn add(&mut self, now: Instant, value: T) {
-        let turn_at = *self.turn_at.get_or_insert(now + BASE_WINDOW / 2);
-        if now >= turn_at {
-            self.previous = self.current.take();
-            self.turn_at = Some(now + BASE_WINDOW / 2);
-        }
-        self.current = Some(self.current.map_or(value, |least| least.min(value)));
-    }
-
-    /// Forgets nothing, for up to [`BASE_HELD`].
-    fn hold(&mut self, now: Instant) {
-        let held = *self.held_since.get_or_insert(now);
-        if now < held + BASE_HELD {
-            self.turn_at = Some(now + BASE_WINDOW / 2);
-        }
-    }
-
-    fn release(&mut self) {
-        self.held_since = None;
-    }
-
-    fn get(&self) -> Option<T> {
-        match (self.current, self.previous) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
     }
 }
 
