@@ -20,16 +20,9 @@ use super::{
     Clocks, HubTime, LinkState, Orders, UplinkConfig, UplinkStatus,
     disk::{self, Answer, Disk, Work},
     report::Reporter,
+    way::{News, Way},
 };
-use crate::{
-    Counters, LinkError,
-    driver::Application,
-    hello,
-    reach::{self, Reach},
-    resolve::{ResolvePlan, resolve},
-    socket::SocketCounters,
-    wall_now,
-};
+use crate::{Counters, LinkError, driver::Application, hello, socket::SocketCounters, wall_now};
 
 /// The list of streams is read at most this often, however fast parts are cut.
 const SCAN_INTERVAL: Duration = Duration::from_millis(50);
@@ -39,11 +32,8 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// `Bye` is said within this, or not.
 const BYE_TIME: Duration = Duration::from_millis(500);
-/// While nothing comes back, it is looked this often why.
-const LOOK_INTERVAL: Duration = Duration::from_secs(300);
 
 pub(super) struct Uplink {
-    config: UplinkConfig,
     sender: Sender,
     phase: Phase,
     disk: Disk,
@@ -56,18 +46,7 @@ pub(super) struct Uplink {
     ordered: bool,
     /// Messages dealt with whose credit is given once the disk thread keeps up.
     owed: Vec<(Channel, usize)>,
-    plan: ResolvePlan,
-    resolved: (
-        mpsc::Sender<std::io::Result<SocketAddr>>,
-        mpsc::Receiver<std::io::Result<SocketAddr>>,
-    ),
-    resolving: bool,
-    last_address: SocketAddr,
-    /// Since when the hub is waited for, while it has not answered.
-    unanswered_since: Option<Instant>,
-    /// Why nothing comes back: asked, and when to ask again.
-    reach: (mpsc::Sender<Reach>, mpsc::Receiver<Reach>),
-    look_at: Option<Instant>,
+    way: Way,
     socket: Arc<SocketCounters>,
     status: watch::Sender<UplinkStatus>,
     state: LinkState,
@@ -116,8 +95,7 @@ pub(super) enum Input {
     Answer(Answer),
     Changed,
     Ordered,
-    Resolved(std::io::Result<SocketAddr>),
-    Looked(Reach),
+    Way(News),
     Shutdown,
     DiskGone,
 }
@@ -135,11 +113,8 @@ impl Uplink {
         let now = Instant::now();
         let disk =
             disk::start(store.clone()).map_err(LinkError::io("failed to start the disk thread"))?;
-        let orders = config.orders.clone();
-        let mut plan = ResolvePlan::default();
-        plan.due(now, 0);
+        let way = Way::new(now, config.hub_address, hub, config.answer_timeout);
         Ok(Self {
-            config,
             sender: Sender::new(),
             phase: Phase::Down,
             disk,
@@ -149,16 +124,10 @@ impl Uplink {
                 not_before: now,
             },
             changes: store.changes(),
-            orders,
+            orders: config.orders,
             ordered: true,
             owed: Vec::new(),
-            plan,
-            resolved: mpsc::channel(1),
-            resolving: false,
-            last_address: hub,
-            unanswered_since: Some(now),
-            reach: mpsc::channel(1),
-            look_at: None,
+            way,
             socket,
             status,
             state: LinkState::Connecting,
@@ -226,7 +195,7 @@ impl Uplink {
                 };
                 self.hub_time = Some(hub_time);
                 self.untold = Some(hub_time);
-                self.unanswered_since = None;
+                self.way.answered();
                 self.sender.set_floors(&floors);
                 self.floors = floors;
                 // Streams that only the hub knows are compared too.
@@ -241,7 +210,7 @@ impl Uplink {
             }
             (ToEdge::Refused { reason }, _) => {
                 self.leave();
-                self.unanswered_since = None;
+                self.way.answered();
                 self.set_state(now, LinkState::Refused { reason });
             }
             (message, Phase::Up(up)) if up == session => {
@@ -285,17 +254,14 @@ impl Uplink {
     }
 
     fn lost(&mut self, now: Instant) {
-        self.wait_for_answer(now);
-        if matches!(self.state, LinkState::Connected { .. }) {
+        self.way.wait_for_answer(now);
+        if self.is_connected() {
             self.set_state(now, LinkState::Connecting);
         }
     }
 
-    fn wait_for_answer(&mut self, now: Instant) {
-        if self.unanswered_since.is_none() {
-            self.unanswered_since = Some(now);
-            self.look_at = None;
-        }
+    fn is_connected(&self) -> bool {
+        matches!(self.state, LinkState::Connected { .. })
     }
 
     /// The streams in the store, and those of this device that only the hub has: a disk that was wiped holds
@@ -314,48 +280,6 @@ impl Uplink {
     fn set_state(&mut self, now: Instant, state: LinkState) {
         self.state = state;
         self.status_at = now;
-    }
-
-    /// Asks for the hub's name again when it is time.
-    fn resolve_again(&mut self, now: Instant, attempts: u32) {
-        if self.resolving || !self.plan.due(now, attempts) {
-            return;
-        }
-        self.resolving = true;
-        let (address, like) = (self.config.hub_address.clone(), self.last_address);
-        let answer = self.resolved.0.clone();
-        tokio::spawn(async move {
-            // Nobody listens any more where the uplink has ended.
-            let _ = answer.send(resolve(&address, Some(like)).await).await;
-        });
-    }
-
-    /// Nothing has come back for so long: looks why, and again now and then.
-    fn look_why(&mut self, now: Instant) {
-        if self.unreachable_at().is_none_or(|at| at > now)
-            || self.look_at.is_some_and(|at| at > now)
-        {
-            return;
-        }
-        self.look_at = Some(now + LOOK_INTERVAL);
-        let (address, answer) = (self.config.hub_address.clone(), self.reach.0.clone());
-        tokio::spawn(async move {
-            // Nobody listens any more where the uplink has ended.
-            let _ = answer.send(reach::look(&address).await).await;
-        });
-    }
-
-    /// It answered, or was not waited for, while it was looked why it did not: then there is nothing to say.
-    fn on_looked(&mut self, now: Instant, reach: Reach) {
-        if self.unreachable_at().is_none_or(|at| at > now) {
-            return;
-        }
-        let why = LinkError::NoAnswer {
-            address: self.config.hub_address.clone(),
-            reach,
-        };
-        let why = why.to_string();
-        self.set_state(now, LinkState::Unreachable { why });
     }
 
     /// Gives the disk thread what it has room for.
@@ -469,7 +393,7 @@ impl Uplink {
         let progress = self.sender.progress();
         let session = match &self.welcomed {
             Some(LinkState::Connected { since, .. }) if matches!(self.phase, Phase::Up(_)) => {
-                Some((*since, self.last_address))
+                Some((*since, self.way.address()))
             }
             _ => None,
         };
@@ -525,18 +449,6 @@ impl Uplink {
             Some(Ending::Bye { until }) => self.ended |= until <= now || endpoint.is_finished(),
         }
     }
-
-    /// When the hub counts as unreachable, while it is waited for.
-    fn unreachable_at(&self) -> Option<Instant> {
-        let connected = matches!(self.state, LinkState::Connected { .. });
-        let since = self.unanswered_since.filter(|_| !connected)?;
-        Some(since + self.config.answer_timeout)
-    }
-
-    fn look_why_at(&self) -> Option<Instant> {
-        let at = self.unreachable_at()?;
-        Some(self.look_at.map_or(at, |look_at| look_at.max(at)))
-    }
 }
 
 impl Ending {
@@ -554,8 +466,7 @@ impl Application<EdgeEndpoint> for Uplink {
         tokio::select! {
             () = self.shutdown.cancelled(), if self.ending.is_none() => Some(Input::Shutdown),
             answer = self.disk.answers.recv() => Some(answer.map_or(Input::DiskGone, Input::Answer)),
-            Some(address) = self.resolved.1.recv() => Some(Input::Resolved(address)),
-            Some(reach) = self.reach.1.recv() => Some(Input::Looked(reach)),
+            Some(news) = self.way.news() => Some(Input::Way(news)),
             // The store's end of it lives as long as the disk thread.
             Ok(()) = self.changes.changed() => Some(Input::Changed),
             Ok(()) = self.orders.changed() => Some(Input::Ordered),
@@ -591,22 +502,18 @@ impl Application<EdgeEndpoint> for Uplink {
                 self.scan.wanted = true;
             }
             Input::Ordered => self.ordered = true,
-            Input::Resolved(address) => {
-                self.resolving = false;
-                match address {
-                    Ok(address) => {
-                        if address != self.last_address {
-                            tracing::info!(from = %self.last_address, to = %address, "the hub has another address");
-                        }
-                        self.last_address = address;
-                        endpoint.set_hub_address(now, address);
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, hub = self.config.hub_address, "failed to resolve");
-                    }
+            Input::Way(News::Resolved(found)) => {
+                if let Some(address) = self.way.on_resolved(found) {
+                    endpoint.set_hub_address(now, address);
                 }
             }
-            Input::Looked(reach) => self.on_looked(now, reach),
+            Input::Way(News::Looked(reach)) => {
+                if !self.is_connected()
+                    && let Some(why) = self.way.on_looked(now, reach)
+                {
+                    self.set_state(now, LinkState::Unreachable { why });
+                }
+            }
             Input::Shutdown => {
                 let until = now + LAST_WORDS;
                 self.ending = Some(Ending::LastWords { until });
@@ -638,7 +545,7 @@ impl Application<EdgeEndpoint> for Uplink {
                 self.owed.clear();
                 match self.phase {
                     Phase::Up(_) => {
-                        self.unanswered_since = None;
+                        self.way.answered();
                         self.sender.connected();
                         if let Some(connected) = self.welcomed.clone() {
                             self.set_state(now, connected);
@@ -650,8 +557,8 @@ impl Application<EdgeEndpoint> for Uplink {
                 }
             }
             Event::Unanswered { attempts } => {
-                self.wait_for_answer(now);
-                self.resolve_again(now, attempts);
+                self.way.wait_for_answer(now);
+                self.way.resolve_again(now, attempts);
             }
             Event::Closed { reason, .. } => {
                 tracing::info!(?reason, "the session has ended");
@@ -660,7 +567,7 @@ impl Application<EdgeEndpoint> for Uplink {
                     // Told with its reason already; the next attempt comes much later.
                     (CloseReason::Peer(Bye::Refused), LinkState::Refused { .. }) => {}
                     (CloseReason::Peer(Bye::Replaced), _) => {
-                        self.unanswered_since = None;
+                        self.way.answered();
                         let reason = "another box uses this identity and has taken its place at the hub: enrol one of the two anew (`hub enroll NAME`); this one tries again in some minutes".to_owned();
                         tracing::error!("{reason}");
                         self.set_state(now, LinkState::Refused { reason });
@@ -683,7 +590,9 @@ impl Application<EdgeEndpoint> for Uplink {
         if self.sender.poll_timeout().is_some_and(|at| at <= now) {
             self.sender.handle_timeout(now);
         }
-        self.look_why(now);
+        if !self.is_connected() {
+            self.way.look_why(now);
+        }
         self.obey(now, endpoint);
         self.hand_out_work(now);
         self.send(now, endpoint);
@@ -696,9 +605,10 @@ impl Application<EdgeEndpoint> for Uplink {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let scan = self.scan.wanted.then_some(self.scan.not_before);
+        let look_why = self.way.look_why_at().filter(|_| !self.is_connected());
         [
             self.sender.poll_timeout(),
-            self.look_why_at(),
+            look_why,
             scan,
             Some(self.status_at),
             self.ending.map(Ending::until),

@@ -3,6 +3,7 @@
 mod app;
 mod disk;
 mod report;
+mod way;
 
 use std::{
     net::SocketAddr,
