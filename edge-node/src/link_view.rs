@@ -7,12 +7,12 @@ use std::{
 
 use axum::{Json, Router, extract::State, routing::get};
 use link::{
-    history::{ByClass, History, SAMPLE_INTERVAL, Sample, backlog, by_class},
+    history::{History, SAMPLE_INTERVAL, Sample},
     uplink::UplinkStatus,
+    view::{LinkView, StreamView},
 };
 use model::{DeviceName, SegmentNumber, StreamName, WallTime};
 use program::clock::wall_now;
-use serde::Serialize;
 use store::{Backlog, Store};
 use tokio::{
     sync::watch,
@@ -28,29 +28,6 @@ pub(crate) struct LinkWatch {
     store: Store,
     link: watch::Receiver<UplinkStatus>,
     history: Arc<Mutex<History>>,
-}
-
-/// As the API shows it; the hub's `GET /api/v1/devices/{name}/link` has the same words.
-#[derive(Debug, Serialize)]
-struct LinkView {
-    device: DeviceName,
-    connected: bool,
-    peer: Option<String>,
-    since_ms: Option<WallTime>,
-    now: Option<Sample>,
-    streams: Vec<StreamView>,
-    interval_ms: u64,
-    samples: Vec<Sample>,
-}
-
-#[derive(Debug, Serialize)]
-struct StreamView {
-    name: StreamName,
-    live: bool,
-    #[serde(serialize_with = "backlog")]
-    backlog: Backlog,
-    #[serde(serialize_with = "by_class")]
-    sent_bytes: ByClass,
 }
 
 impl LinkWatch {
@@ -137,23 +114,20 @@ impl LinkWatch {
         let reading = status.reading(wall_now(), Instant::now(), total);
         let history = self.history();
         let said = |name: &StreamName| status.report.streams.iter().find(|s| s.stream == *name);
+        let streams = backlogs.into_iter().map(|(name, backlog)| StreamView {
+            live: said(&name).is_some_and(|s| s.live),
+            live_lag: None,
+            sent_bytes: said(&name).map(|s| s.by_class).unwrap_or_default(),
+            name,
+            backlog,
+        });
         LinkView {
-            device: self.device.clone(),
             connected: status.session.is_some(),
-            peer: status.session.map(|(_, hub)| hub.to_string()),
+            peer: status.session.map(|(_, hub)| hub),
             since_ms: status.session.map(|(since, _)| since),
             now: reading.map(|reading| history.now(&reading)),
-            streams: backlogs
-                .into_iter()
-                .map(|(name, backlog)| StreamView {
-                    live: said(&name).is_some_and(|s| s.live),
-                    sent_bytes: said(&name).map(|s| s.by_class).unwrap_or_default(),
-                    name,
-                    backlog,
-                })
-                .collect(),
-            interval_ms: u64::try_from(SAMPLE_INTERVAL.as_millis()).unwrap_or(u64::MAX),
-            samples: history.samples().copied().collect(),
+            streams: streams.collect(),
+            ..LinkView::apart(self.device.clone(), Some(&history))
         }
     }
 

@@ -10,13 +10,12 @@ use std::{
 };
 
 use link::{
-    downlink::{DownlinkStatus, SessionStatus, StreamStatus},
-    history::{ByClass, History, SAMPLE_INTERVAL, Sample, backlog, by_class},
+    downlink::{DownlinkStatus, SessionStatus},
+    history::{History, SAMPLE_INTERVAL, Sample},
+    view::{LinkView, StreamView},
 };
-use model::{DeviceName, StreamName, WallTime};
+use model::{DeviceName, WallTime};
 use program::clock::wall_now;
-use serde::Serialize;
-use store::Backlog;
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
@@ -29,48 +28,6 @@ const MAX_HISTORIES: usize = 512;
 /// The histories of all devices; clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Links(Arc<Mutex<BTreeMap<DeviceName, History>>>);
-
-/// A device's link, as the API shows it.
-#[derive(Debug, Serialize)]
-pub(crate) struct LinkView {
-    device: DeviceName,
-    connected: bool,
-    peer: Option<String>,
-    since_ms: Option<WallTime>,
-    /// When the device last told of its end.
-    reported_ms: Option<WallTime>,
-    now: Option<Sample>,
-    streams: Vec<StreamView>,
-    /// Between two samples.
-    interval_ms: u64,
-    /// Oldest first.
-    samples: Vec<Sample>,
-}
-
-#[derive(Debug, Serialize)]
-struct StreamView {
-    name: StreamName,
-    live: bool,
-    live_lag_ms: Option<u64>,
-    #[serde(serialize_with = "backlog")]
-    backlog: Backlog,
-    /// Media bytes sent since the session began, by class.
-    #[serde(serialize_with = "by_class")]
-    sent_bytes: ByClass,
-}
-
-impl From<&StreamStatus> for StreamView {
-    fn from(stream: &StreamStatus) -> Self {
-        let ms = |lag: std::time::Duration| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
-        Self {
-            name: stream.stream.clone(),
-            live: stream.live,
-            live_lag_ms: stream.live_lag.map(ms),
-            backlog: stream.backlog,
-            sent_bytes: stream.by_class,
-        }
-    }
-}
 
 impl Links {
     /// One sample of each device that is connected.
@@ -107,22 +64,25 @@ impl Links {
 
     /// What the API shows of a device that is known here.
     pub(crate) fn view(&self, device: DeviceName, session: Option<&SessionStatus>) -> LinkView {
-        let (at, taken) = (wall_now(), Instant::now());
-        let samples = match self.lock().get(&device) {
-            Some(history) => history.samples().copied().collect(),
-            None => Vec::new(),
+        let apart = LinkView::apart(device.clone(), self.lock().get(&device));
+        let Some(session) = session else {
+            return apart;
         };
-        let streams = session.map(|s| s.streams.iter().map(StreamView::from).collect());
+        let streams = session.streams.iter().map(|stream| StreamView {
+            name: stream.stream.clone(),
+            live: stream.live,
+            live_lag: stream.live_lag,
+            backlog: stream.backlog,
+            sent_bytes: stream.by_class,
+        });
         LinkView {
-            connected: session.is_some(),
-            peer: session.map(|s| s.peer.to_string()),
-            since_ms: session.map(|s| s.since),
-            reported_ms: session.and_then(|s| s.said).map(|said| said.at),
-            now: session.map(|s| self.now(s, at, taken)),
-            streams: streams.unwrap_or_default(),
-            interval_ms: u64::try_from(SAMPLE_INTERVAL.as_millis()).unwrap_or(u64::MAX),
-            samples,
-            device,
+            connected: true,
+            peer: Some(session.peer),
+            since_ms: Some(session.since),
+            reported_ms: session.said.map(|said| said.at),
+            now: Some(self.now(session, wall_now(), Instant::now())),
+            streams: streams.collect(),
+            ..apart
         }
     }
 
@@ -167,9 +127,10 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use link::{
-        downlink::Said,
-        history::{Class, LineReport, SentReport},
+        downlink::{Said, StreamStatus},
+        history::{ByClass, Class, LineReport, SentReport},
     };
+    use store::Backlog;
 
     use super::*;
 

@@ -17,6 +17,7 @@ mod resolve;
 mod socket;
 mod throttle;
 pub mod uplink;
+pub mod view;
 
 use std::time::{Duration, SystemTime};
 

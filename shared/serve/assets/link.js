@@ -171,7 +171,7 @@
       const row = document.createElement("tr");
       row.append(...[
         s.name,
-        s.live_lag_ms === undefined ? (s.live ? "live" : "–") : or_none(s.live_lag_ms, lag),
+        penstock.role === "edge" ? (s.live ? "live" : "–") : or_none(s.live_lag_ms, lag),
         pieces(s.backlog),
         or_none(s.backlog.oldest_ms, (t) => clock(t, true)),
         bytes(s.sent_bytes.live + s.sent_bytes.event),
