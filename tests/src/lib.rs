@@ -27,5 +27,5 @@ pub use http::{Response, get, get_with, playlist};
 pub use line::Line;
 pub use list_rules::{ListRules, Watcher};
 pub use player::{Frame, audio_packets, decode_errors, fixture, frames, gstreamer_pictures, tool};
-pub use programs::{Edge, Hub, Push, program, segments, wait_for};
+pub use programs::{Edge, Hub, Push, command_in, program, segments, wait_for};
 pub use random_video::{random_clip, seeded, setting};

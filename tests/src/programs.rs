@@ -1,6 +1,7 @@
 //! Hub and edge-node as processes with their data directories, ports and logs.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
@@ -42,6 +43,15 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<
         );
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A program that is started in a network namespace (the path of its file).
+pub fn command_in(namespace: &Path, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net={}", namespace.display()))
+        .arg(program);
+    command
 }
 
 /// A port that nobody listens on now, for TCP and UDP.
@@ -274,7 +284,7 @@ pub struct Edge {
     clock: Option<FakeClock>,
     log: PathBuf,
     env: Vec<(String, String)>,
-    namespace: Option<String>,
+    namespace: Option<PathBuf>,
 }
 
 impl Edge {
@@ -290,8 +300,8 @@ impl Edge {
         Ok(edge)
     }
 
-    /// Enrols from a network namespace, and lives there.
-    pub fn enrol_in(namespace: &str, dir: &Path, hub: &Hub, name: &str) -> Result<Self> {
+    /// Enrols from a network namespace (the path of its file), and lives there.
+    pub fn enrol_in(namespace: &Path, dir: &Path, hub: &Hub, name: &str) -> Result<Self> {
         let mut edge = Self::unknown(dir);
         edge.namespace = Some(namespace.to_owned());
         edge.enroll(hub, name, hub.link_address())?;
@@ -319,12 +329,10 @@ impl Edge {
     /// The program, without arguments yet.
     fn program(&self) -> Command {
         let program = program("edge-node");
-        let Some(namespace) = &self.namespace else {
-            return Command::new(program);
-        };
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace]).arg(program);
-        command
+        match &self.namespace {
+            Some(namespace) => command_in(namespace, program),
+            None => Command::new(program),
+        }
     }
 
     /// What is pushed from now on goes by this wall clock.

@@ -1,11 +1,12 @@
 //! `scripts/bench link`'s program: one row of its table, over one emulated line, as one line of JSON.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
 use bench_link::{
     carry,
     line::{Line, Loss, Shape},
+    outage::{self, Plan},
     share,
     video::Video,
 };
@@ -41,6 +42,14 @@ enum What {
         /// Counted, after ten to settle.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
+    },
+    /// Hub and edge-node with a camera: how live comes back after a cut, and how a hole or a backlog is filled.
+    Outage {
+        /// MPEG-TS with a key frame each second.
+        #[arg(long)]
+        clip: PathBuf,
+        #[command(flatten)]
+        plan: Plan,
     },
 }
 
@@ -159,5 +168,11 @@ fn run() -> Result<String> {
         What::Share { flows, seconds } => {
             serde_json::to_string(&share::share(line, &flows, seconds)?)?
         }
+        What::Outage { clip, plan } => serde_json::to_string(&outage::run(
+            line,
+            &clip,
+            &plan,
+            (cli.line.rate * 1e6) as u64,
+        )?)?,
     })
 }

@@ -199,7 +199,12 @@ impl Cell {
     pub fn run(&self, net: &Net, clip: &Path, seconds: u32) -> Result<Row> {
         let dir = tempfile::tempdir()?;
         let hub = Hub::start_at(net::HUB_ADDRESS.into(), &dir.path().join("hub"), &RESERVE)?;
-        let edge = Edge::enrol_in(net::EDGE, &dir.path().join("edge"), &hub, "pole-7")?;
+        let edge = Edge::enrol_in(
+            &net::namespace(net::EDGE),
+            &dir.path().join("edge"),
+            &hub,
+            "pole-7",
+        )?;
         net.shape(self)?;
         let before = net.sent(net::EDGE)?;
         let began = Instant::now();

@@ -4,7 +4,12 @@
 //! The line has a place of its own since netem takes what a host sends with segmentation offload for one
 //! packet: here packets are cut as they leave the edge, and netem sees each.
 
-use std::{net::Ipv4Addr, process::Command};
+use std::{
+    fs::File,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -14,6 +19,8 @@ use super::Cell;
 
 /// Where edges start.
 pub(super) const EDGE: &str = "edge";
+/// Where `ip netns` keeps namespaces.
+const NAMESPACES: &str = "/run/netns";
 /// Where the hub's link listens.
 pub(super) const HUB_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 2, 2);
 const EDGE_ADDRESSES: [&str; 2] = ["10.78.1.2/24", "10.78.1.3/24"];
@@ -71,7 +78,8 @@ impl Net {
                 "net.ipv4.ip_forward=1",
             ],
         )?;
-        let hub = std::fs::File::open("/run/netns/hub").context("/run/netns/hub")?;
+        let hub = namespace("hub");
+        let hub = File::open(&hub).with_context(|| hub.display().to_string())?;
         setns(&hub, CloneFlags::CLONE_NEWNET).context("failed to enter the hub's namespace")?;
         Ok(Self(()))
     }
@@ -128,6 +136,11 @@ impl Net {
             bytes: bytes - packets * ETHERNET_HEADER,
         })
     }
+}
+
+/// The file of a namespace.
+pub(super) fn namespace(end: &str) -> PathBuf {
+    Path::new(NAMESPACES).join(end)
 }
 
 /// As `tc netem` wants it.

@@ -59,6 +59,13 @@ impl Line {
         })
     }
 
+    /// From now on nothing passes, or everything again that would; both ways.
+    pub fn set_cut(&self, cut: bool) {
+        for flow in [&self.up, &self.down] {
+            lock(&flow.state).direction.set_cut(cut);
+        }
+    }
+
     pub fn traffic(&self) -> Traffic {
         let (up, down) = (lock(&self.up.state), lock(&self.down.state));
         Traffic {

@@ -77,6 +77,10 @@ impl Direction {
         }
     }
 
+    pub(super) fn set_cut(&mut self, cut: bool) {
+        self.shape.cut = cut.then_some((Duration::ZERO, Duration::MAX));
+    }
+
     /// A packet comes in; the times at which it arrives: never, once, or twice. Times count from the start
     /// and never go back.
     pub(super) fn offer(&mut self, now: Duration, len: usize) -> [Option<Duration>; 2] {
@@ -84,7 +88,7 @@ impl Direction {
         self.counters.packets_in += 1;
         self.counters.bytes_in += bytes;
         if let Some((from, length)) = self.shape.cut
-            && (from..from + length).contains(&now)
+            && (from..from.saturating_add(length)).contains(&now)
         {
             self.counters.cut += 1;
             return [None, None];

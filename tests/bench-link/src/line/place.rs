@@ -1,6 +1,13 @@
 //! One end of the line: a network namespace with a TUN device, made by a thread that goes into it.
 
-use std::{fs::File, net::Ipv4Addr, process::Command, thread};
+use std::{
+    fs::File,
+    net::Ipv4Addr,
+    os::fd::AsRawFd,
+    path::PathBuf,
+    process::{self, Command},
+    thread,
+};
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -23,6 +30,11 @@ impl Place {
     pub fn make(address: Ipv4Addr) -> Result<(Self, SyncDevice)> {
         let made = thread::spawn(move || make_here(address)).join();
         made.unwrap_or_else(|_| bail!("the thread of {address} has died"))
+    }
+
+    /// The namespace's file, while this value lives; for programs of their own.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", process::id(), self.namespace.as_raw_fd()).into()
     }
 
     /// This thread's sockets, and the programs it starts, are at this end from now on.
