@@ -96,11 +96,14 @@ impl Net {
 
     fn netem(&self, what: &[String]) -> Result<()> {
         for device in ["to-hub", "to-edge"] {
-            let mut args = vec![
-                "-n", "line", "qdisc", "replace", "dev", device, "root", "netem",
-            ];
+            // Not changed in place: netem keeps a rate that it isn't told anew.
+            let made = run("tc", &["-n", "line", "qdisc", "del", "dev", device, "root"]);
+            let mut args = vec!["-n", "line", "qdisc", "add", "dev", device, "root", "netem"];
             args.extend(what.iter().map(String::as_str));
-            run("tc", &args).context("netem")?;
+            run("tc", &args).with_context(|| match made {
+                Ok(_) => "netem".to_owned(),
+                Err(error) => format!("netem, after: {error}"),
+            })?;
         }
         Ok(())
     }
