@@ -17,6 +17,8 @@ pub(crate) struct Receiver {
     arrived: Option<Instant>,
     /// Least one-way time since the last feedback.
     one_way_us: Option<i32>,
+    /// One-way time of the datagram with the highest counter.
+    newest_one_way_us: i32,
     last_sent: Option<Instant>,
     due: Option<Instant>,
 }
@@ -48,7 +50,11 @@ impl Receiver {
             self.feedback.highest = counter;
             self.feedback.echo_us = sent_us;
             self.arrived = Some(now);
+            self.newest_one_way_us = one_way_us;
         } else {
+            let late = one_way_us.wrapping_sub(self.newest_one_way_us);
+            let late = u32::try_from(late).unwrap_or(0);
+            self.feedback.late_us = self.feedback.late_us.max(late);
             self.feedback.reordered = self.feedback.reordered.wrapping_add(1);
         }
     }
@@ -95,7 +101,9 @@ impl Receiver {
         if let Some(one_way_us) = self.one_way_us.take() {
             self.feedback.one_way_us = one_way_us;
         }
-        self.feedback
+        let feedback = self.feedback;
+        self.feedback.late_us = 0;
+        feedback
     }
 
     pub(crate) fn datagrams(&self) -> u64 {
@@ -143,8 +151,10 @@ mod tests {
                 one_way_us: -41_000,
                 reordered: 1,
                 gaps: 1,
+                late_us: 2_000,
             }
         );
+        assert_eq!(receiver.take(ms(20)).late_us, 0, "told once");
         receiver.on_datagram(ms(21), 21_000, 8, 60_000, 1);
         receiver.want(ms(21));
         assert_eq!(receiver.due(), Some(ms(45)), "an interval after the last");

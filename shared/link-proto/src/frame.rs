@@ -46,7 +46,7 @@ const PROBE: u8 = 8;
 const REACHED: u8 = 9;
 
 const DATA_OVERHEAD: usize = 6;
-const FEEDBACK_BYTES: usize = 48;
+const FEEDBACK_BYTES: usize = 52;
 const CREDIT_BYTES: usize = 24;
 
 /// What a parity's frame has before its bytes.
@@ -109,6 +109,8 @@ pub(crate) struct Feedback {
     /// How often a datagram's counter was not the next after the highest: losses, however long, and
     /// datagrams that were overtaken.
     pub(crate) gaps: u32,
+    /// Since the last feedback: by how much a datagram was longer under way than one that overtook it, at most.
+    pub(crate) late_us: u32,
 }
 
 pub(crate) fn parse_header(plain: &[u8]) -> Option<(Header, Frames<'_>)> {
@@ -194,6 +196,8 @@ fn parse_feedback(body: &[u8]) -> Option<Feedback> {
         one_way_us: body.u32()?.cast_signed(),
         reordered: body.u32()?,
         gaps: body.u32()?,
+        // An older peer does not tell.
+        late_us: body.u32().unwrap_or(0),
     })
 }
 
@@ -371,6 +375,7 @@ impl Plaintext {
                     feedback.one_way_us.cast_unsigned(),
                     feedback.reordered,
                     feedback.gaps,
+                    feedback.late_us,
                 ] {
                     self.bytes.extend_from_slice(&number.to_be_bytes());
                 }
@@ -411,6 +416,7 @@ mod tests {
             one_way_us: -7,
             reordered: 8,
             gaps: 9,
+            late_us: 10,
         }
     }
 

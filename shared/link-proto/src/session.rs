@@ -108,6 +108,8 @@ pub(crate) struct Session {
     max_rate: f64,
     reordered: u32,
     reordering_until: Option<Instant>,
+    /// Until then: by how much a datagram was longer under way than one that overtook it.
+    lateness: Duration,
     losses: LossMeter,
     /// The share of datagrams lost when large ones last came: not for their size.
     calm_loss: f64,
@@ -226,6 +228,7 @@ impl Session {
             rate,
             reordered: 0,
             reordering_until: None,
+            lateness: Duration::ZERO,
             losses: LossMeter::new(),
             calm_loss: 0.0,
             beforehand: Beforehand::new(),

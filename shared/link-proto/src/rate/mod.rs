@@ -557,6 +557,7 @@ mod tests {
                     arrival_us: now_us,
                     one_way_us: ONE_WAY_US + queue_us - 77,
                     reordered: 0,
+                    late_us: 0,
                     gaps: 0,
                 };
                 self.controller

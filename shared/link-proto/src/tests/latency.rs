@@ -135,8 +135,10 @@ impl Camera {
 struct Measured {
     /// Of pictures after the warm-up, sorted.
     latencies: Vec<Duration>,
-    mbps: f64,
-    overhead: f64,
+    bytes_come: u64,
+    /// With IP and UDP headers.
+    wire_bytes: u64,
+    time: Duration,
 }
 
 impl Measured {
@@ -144,13 +146,36 @@ impl Measured {
         let at = (self.latencies.len() as f64 * share) as usize;
         self.latencies[at.min(self.latencies.len() - 1)].as_millis()
     }
+
+    fn mbps(&self) -> f64 {
+        self.bytes_come as f64 * 8.0 / self.time.as_secs_f64() / 1e6
+    }
+
+    fn overhead(&self) -> f64 {
+        self.wire_bytes as f64 / self.bytes_come as f64
+    }
+}
+
+/// Some runs of a line taken together: one alone may be lucky.
+fn measure(line: &Line) -> Measured {
+    let mut runs = (11..15).map(|seed| measure_one(line.clone(), seed));
+    let first = runs.next().unwrap();
+    let mut all = runs.fold(first, |mut all, run| {
+        all.latencies.extend(run.latencies);
+        all.bytes_come += run.bytes_come;
+        all.wire_bytes += run.wire_bytes;
+        all.time += run.time;
+        all
+    });
+    all.latencies.sort();
+    all
 }
 
 /// 40 s of video. The first 4 s count for none of the latencies (the line is being found), but for the bytes.
-fn measure(line: Line) -> Measured {
+fn measure_one(line: Line, seed: u64) -> Measured {
     const FRAMES: u64 = 1000;
     const WARM: Duration = Duration::from_secs(4);
-    let mut world = World::new(11);
+    let mut world = World::new(seed);
     world.add_edge(line.clone(), line, Cipher::AesGcm);
     let mut camera = Camera::new(FRAMES);
     while !camera.is_done() {
@@ -162,18 +187,18 @@ fn measure(line: Line) -> Measured {
         );
     }
     let last = camera.come.last().unwrap();
-    let mut latencies: Vec<_> = camera
+    let latencies = camera
         .come
         .iter()
         .filter(|(made, _)| *made >= WARM)
         .map(|(_, late)| *late)
         .collect();
-    latencies.sort();
     let (datagrams, bytes) = world.edges[0].sent();
     Measured {
         latencies,
-        mbps: camera.bytes_come as f64 * 8.0 / (last.0 + last.1).as_secs_f64() / 1e6,
-        overhead: (bytes + IP_BYTES * datagrams) as f64 / camera.bytes_come as f64,
+        bytes_come: camera.bytes_come as u64,
+        wire_bytes: bytes + IP_BYTES * datagrams,
+        time: last.0 + last.1,
     }
 }
 
@@ -226,6 +251,15 @@ fn a_camera_on_bad_lines() {
             ..line(50, 5)
         },
     ));
+    for loss in [0, 5] {
+        lines.push(odd(
+            &format!("10 ms, {loss} %, 60 ms of jitter"),
+            Line {
+                jitter: Duration::from_millis(60),
+                ..line(10, loss)
+            },
+        ));
+    }
     lines.push(odd(
         "50 ms, 0 %, 3 ms of jitter",
         Line {
@@ -256,15 +290,15 @@ fn a_camera_on_bad_lines() {
         "line, one way", "p50", "p99", "max", "Mbit/s", "wire"
     );
     for (name, line) in lines {
-        let got = measure(line);
+        let got = measure(&line);
         let _ = write!(
             table,
             "\n{name:30} {:5} {:5} {:5} {:6.2} {:6.3}",
             got.ms(0.5),
             got.ms(0.99),
             got.ms(1.0),
-            got.mbps,
-            got.overhead
+            got.mbps(),
+            got.overhead()
         );
     }
     insta::assert_snapshot!(table);
