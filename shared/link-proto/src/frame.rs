@@ -296,8 +296,15 @@ impl Plaintext {
         self.bytes.len() > HEADER_BYTES
     }
 
+    /// Frames are together only in a datagram that any path carries, so that nothing small is lost with what is
+    /// too large by now. Alone a frame may be as large as the path was found to carry.
     pub(crate) fn fits(&self, body_bytes: usize) -> bool {
-        self.bytes.len() + FRAME_OVERHEAD + body_bytes <= self.limit
+        let most = if self.has_frames() {
+            self.limit.min(plaintext_bytes(BASE_DATAGRAM_BYTES))
+        } else {
+            self.limit
+        };
+        self.bytes.len() + FRAME_OVERHEAD + body_bytes <= most
     }
 
     /// Whether the frame fitted; if not, nothing was written.
