@@ -20,6 +20,9 @@ const MAX_SAVED_BYTES: f64 = 48.0 * 1024.0;
 /// Losses are remembered over about so many datagrams.
 const MEMORY: f64 = 400.0;
 
+/// A longer row of losses may be a line that was cut: it counts as this many, which says enough of the line.
+const MAX_ROW: f64 = 16.0;
+
 /// So many datagrams are taken to have come when nothing is known: one early loss isn't a bad line.
 const PRIOR: f64 = 40.0;
 
@@ -63,7 +66,10 @@ impl LossMeter {
         let came = (feedback.datagrams - before.datagrams) as f64;
         // Each datagram that came late had made a gap before, or part of one.
         let late = f64::from(feedback.reordered.wrapping_sub(before.reordered));
-        let gaps = f64::from(feedback.gaps.wrapping_sub(before.gaps)) - late;
+        // Fewer than before where excused probes were lost among others, in a gap that they didn't make.
+        let gaps = f64::from(feedback.gaps.wrapping_sub(before.gaps).cast_signed()) - late;
+        let cut = (sent - came - MAX_ROW * gaps.max(1.0)).max(0.0);
+        let sent = sent - cut;
         let fade = (-sent / MEMORY).exp();
         self.sent = self.sent * fade + sent;
         self.lost = (self.lost * fade + sent - came).max(0.0);
@@ -209,6 +215,24 @@ mod tests {
             ..Feedback::default()
         });
         meter
+    }
+
+    #[test]
+    fn a_cut_is_no_loss_rate() {
+        let mut meter = meter(200, 2, 2);
+        let at = |highest, datagrams, gaps| Feedback {
+            highest,
+            datagrams,
+            gaps,
+            ..Feedback::default()
+        };
+        // A row of 800; excused probes were among them.
+        meter.on_feedback(&at(1_010, 208, 3));
+        assert!((0.05..0.1).contains(&meter.loss()), "{}", meter.loss());
+        assert_eq!(meter.copies(), 2);
+        meter.on_feedback(&at(1_410, 608, 2));
+        assert!(meter.loss() < 0.06, "{}", meter.loss());
+        assert!(meter.burst() <= MAX_ROW, "{}", meter.burst());
     }
 
     #[test]

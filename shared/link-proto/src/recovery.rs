@@ -13,6 +13,9 @@ use std::{
 /// Later datagrams that must be seen before a packet without parity counts as lost.
 const LATER_DATAGRAMS: u64 = 2;
 
+/// Packets found lost at once that are sent in copies: so many more are a line that was cut, and is well again.
+const MAX_COPIED: usize = 16;
+
 /// Packets that one tail probe repeats at most.
 const PROBE_PACKETS: usize = 4;
 
@@ -299,6 +302,7 @@ impl Flight {
             self.large_lost += usize::from(packet.is_large_after(self.large_came));
             let sn = self.una.wrapping_add(place);
             self.lost.push_back(sn);
+            let copies = if found <= MAX_COPIED { copies } else { 1 };
             for copy in 1..copies {
                 let at = now + gap * copy;
                 let place = self.copies.partition_point(|(other, _)| *other <= at);
