@@ -18,6 +18,7 @@ mod frame;
 mod gate;
 mod hub;
 mod lane;
+mod lateness;
 mod loss;
 pub mod messages;
 mod mtu;
@@ -35,6 +36,7 @@ mod session;
 pub mod sim;
 #[cfg(test)]
 mod tests;
+mod windowed_min;
 
 pub use api::{
     Bye, Channel, Cipher, CloseReason, Endpoint, EndpointCounters, Event, MAX_MESSAGE_BYTES,

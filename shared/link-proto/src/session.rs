@@ -25,6 +25,7 @@ use crate::{
     feedback::Receiver,
     frame::{Plaintext, kcp_mss},
     lane::{Lane, MAX_CREDIT_BYTES, MAX_WINDOW_PACKETS},
+    lateness::Lateness,
     loss::{Beforehand, LossMeter},
     mtu::PathMtu,
     noise::Keys,
@@ -63,9 +64,6 @@ const CREDIT_REPEATS: u8 = 3;
 const BYE_REPEATS: u8 = 3;
 const BYE_INTERVAL: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_secs(3);
-
-/// Datagrams that overtook each other make it likely for so long that more do.
-const REORDERING_LASTS: Duration = Duration::from_secs(30);
 
 /// A peer may renew the channels this often in a row, and then once a second: an honest one does it after
 /// three seconds of silence. Each renewal gives it fresh credit, so more is a violation.
@@ -106,10 +104,7 @@ pub(crate) struct Session {
     reached: Option<u16>,
     /// Bytes per second that the operator allows at most.
     max_rate: f64,
-    reordered: u32,
-    reordering_until: Option<Instant>,
-    /// Until then: by how much a datagram was longer under way than one that overtook it.
-    lateness: Duration,
+    lateness: Lateness,
     losses: LossMeter,
     /// The share of datagrams lost when large ones last came: not for their size.
     calm_loss: f64,
@@ -226,9 +221,7 @@ impl Session {
             reached: None,
             max_rate: f64::INFINITY,
             rate,
-            reordered: 0,
-            reordering_until: None,
-            lateness: Duration::ZERO,
+            lateness: Lateness::new(),
             losses: LossMeter::new(),
             calm_loss: 0.0,
             beforehand: Beforehand::new(),

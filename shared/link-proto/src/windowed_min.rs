@@ -2,15 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-/// The bare delay of the path is the least of so long a time: shorter would take a standing queue for the
-/// path, longer would hold on to a path that is no more.
-const BASE_WINDOW: Duration = Duration::from_secs(10);
-
-/// While somebody competes, the bare delay is not seen: the one known before is held for so long.
-const BASE_HELD: Duration = Duration::from_secs(120);
-
-/// The least value of the last one to two half windows.
-pub(super) struct WindowedMin<T> {
+/// The least value of the last one to two halves of a window.
+pub(crate) struct WindowedMin<T> {
+    half: Duration,
     current: Option<T>,
     previous: Option<T>,
     turn_at: Option<Instant>,
@@ -18,8 +12,9 @@ pub(super) struct WindowedMin<T> {
 }
 
 impl<T: Copy + Ord> WindowedMin<T> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new(window: Duration) -> Self {
         Self {
+            half: window / 2,
             current: None,
             previous: None,
             turn_at: None,
@@ -27,28 +22,28 @@ impl<T: Copy + Ord> WindowedMin<T> {
         }
     }
 
-    pub(super) fn add(&mut self, now: Instant, value: T) {
-        let turn_at = *self.turn_at.get_or_insert(now + BASE_WINDOW / 2);
+    pub(crate) fn add(&mut self, now: Instant, value: T) {
+        let turn_at = *self.turn_at.get_or_insert(now + self.half);
         if now >= turn_at {
             self.previous = self.current.take();
-            self.turn_at = Some(now + BASE_WINDOW / 2);
+            self.turn_at = Some(now + self.half);
         }
         self.current = Some(self.current.map_or(value, |least| least.min(value)));
     }
 
-    /// Forgets nothing, for up to [`BASE_HELD`].
-    pub(super) fn hold(&mut self, now: Instant) {
+    /// Forgets nothing, for up to `most`.
+    pub(crate) fn hold(&mut self, now: Instant, most: Duration) {
         let held = *self.held_since.get_or_insert(now);
-        if now < held + BASE_HELD {
-            self.turn_at = Some(now + BASE_WINDOW / 2);
+        if now < held + most {
+            self.turn_at = Some(now + self.half);
         }
     }
 
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.held_since = None;
     }
 
-    pub(super) fn get(&self) -> Option<T> {
+    pub(crate) fn get(&self) -> Option<T> {
         match (self.current, self.previous) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

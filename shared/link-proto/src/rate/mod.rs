@@ -24,18 +24,16 @@
 
 mod compete;
 mod rounds;
-mod windowed_min;
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-use crate::{datagram::MAX_DATAGRAM_BYTES, frame::Feedback};
+use crate::{datagram::MAX_DATAGRAM_BYTES, frame::Feedback, windowed_min::WindowedMin};
 
 use compete::Competition;
 use rounds::Round;
-use windowed_min::WindowedMin;
 
 /// Bytes per second: a line is tried at 2.5 Mbit/s first, which any camera's uplink has.
 const INITIAL_RATE: f64 = 312_500.0;
@@ -55,6 +53,13 @@ const MIN_SAMPLE_DATAGRAMS: u64 = 10;
 
 /// A sample of delivery covers this much time at least.
 const MIN_SAMPLE_TIME: Duration = Duration::from_millis(20);
+
+/// The bare delay of the path is the least of so long a time: shorter would take a standing queue for the
+/// path, longer would hold on to a path that is no more.
+const BASE_WINDOW: Duration = Duration::from_secs(10);
+
+/// While somebody competes, the bare delay is not seen: the one known before is held for so long.
+const BASE_HELD: Duration = Duration::from_secs(120);
 
 /// Loss is never made up for beyond this: half of what is sent.
 const MAX_COMPENSATED_LOSS: f64 = 0.5;
@@ -152,8 +157,8 @@ impl RateController {
             latest_deliveries: [0.0; 3],
             base_loss: 0.0,
             srtt: None,
-            min_rtt: WindowedMin::new(),
-            base_one_way: WindowedMin::new(),
+            min_rtt: WindowedMin::new(BASE_WINDOW),
+            base_one_way: WindowedMin::new(BASE_WINDOW),
             first_one_way: None,
             recent_queues: [Duration::ZERO; 2],
             queue: Duration::ZERO,
@@ -222,8 +227,8 @@ impl RateController {
 
     /// The peer has another address: other delays, perhaps; the rate may stay until they are known.
     pub(crate) fn path_changed(&mut self) {
-        self.min_rtt = WindowedMin::new();
-        self.base_one_way = WindowedMin::new();
+        self.min_rtt = WindowedMin::new(BASE_WINDOW);
+        self.base_one_way = WindowedMin::new(BASE_WINDOW);
         self.first_one_way = None;
         self.sample_from = None;
         self.rounds.clear();
@@ -281,7 +286,7 @@ impl RateController {
         let first = *self.first_one_way.get_or_insert(feedback.one_way_us);
         let one_way = i64::from(feedback.one_way_us.wrapping_sub(first));
         if self.competes() {
-            self.base_one_way.hold(now);
+            self.base_one_way.hold(now, BASE_HELD);
         } else {
             self.base_one_way.release();
         }

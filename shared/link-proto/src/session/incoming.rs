@@ -1,22 +1,15 @@
 //! What comes in: replay, decryption, then frame by frame.
 
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, net::SocketAddr, time::Instant};
 
 use bytes::Bytes;
 
-use super::{
-    BYE_INTERVAL, MAX_RENEWALS, RENEWALS_PER_SECOND, REORDERING_LASTS, Received, Role, Session,
-    State, losses::MAX_LATENESS,
-};
+use super::{BYE_INTERVAL, MAX_RENEWALS, RENEWALS_PER_SECOND, Received, Role, Session, State};
 use crate::{
     api::{Bye, Channel, CloseReason, Event},
     conversation::Malformed,
     datagram::{TRANSPORT_HEADER_BYTES, Transport},
-    frame::{self, Feedback, Frame},
+    frame::{self, Frame},
     lane::Lane,
     mtu::Verdict,
     parity::Cover,
@@ -168,7 +161,7 @@ impl Session {
                     if self.large_lost() == 0 && !self.mtu.is_doubted() {
                         self.calm_loss = self.losses.loss();
                     }
-                    self.watch_reordering(now, &feedback);
+                    self.lateness.on_feedback(now, &feedback);
                 }
                 Frame::Bye(reason) => {
                     self.kill(CloseReason::Peer(reason), events);
@@ -224,20 +217,6 @@ impl Session {
         });
         self.stats.messages_received += messages;
         taken.map_err(|_| frame::Malformed)
-    }
-
-    /// Where datagrams overtake each other, lateness must not be taken for loss.
-    fn watch_reordering(&mut self, now: Instant, feedback: &Feedback) {
-        if self.reordering_until.is_some_and(|until| now >= until) {
-            self.reordering_until = None;
-            self.lateness = Duration::ZERO;
-        }
-        if feedback.reordered.wrapping_sub(self.reordered) > 2 {
-            self.reordering_until = Some(now + REORDERING_LASTS);
-        }
-        let late = Duration::from_micros(feedback.late_us.into());
-        self.lateness = self.lateness.max(late.min(MAX_LATENESS));
-        self.reordered = feedback.reordered;
     }
 
     pub(super) fn renew_channels(

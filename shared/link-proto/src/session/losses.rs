@@ -8,12 +8,6 @@ use crate::{api::Channel, lane::Lane, parity::GROUP_TIME};
 /// Acknowledgements wait for each other so long: they tell the state, so few say as much as many.
 const ACK_GAP: Duration = Duration::from_millis(2);
 
-/// Lateness that is waited for at least, where datagrams overtake each other.
-const MIN_LATENESS: Duration = Duration::from_millis(5);
-
-/// And at most, however late one was: what is lost waits as long.
-pub(super) const MAX_LATENESS: Duration = Duration::from_millis(500);
-
 /// Before the round trip is known a tail is probed for after so long.
 const UNKNOWN_RTT: Duration = Duration::from_millis(400);
 
@@ -77,7 +71,8 @@ impl Session {
             .filter_map(|lane| lane.conversation.flight.tail_since())
             .max()?;
         let rtt = self.rate.rtt().unwrap_or(UNKNOWN_RTT);
-        let wait = rtt + (rtt / 4).max(self.lateness.mul_f64(1.25)) + 2 * ACK_GAP;
+        let late = self.lateness.beyond(last, rtt).unwrap_or(rtt / 4);
+        let wait = rtt + late + 2 * ACK_GAP;
         let most = MAX_PROBE_WAIT.max(2 * wait);
         let wait = (wait * (1 << self.probes)).min(most);
         Some(self.heard.map_or(last, |heard| heard.max(last)) + wait)
@@ -102,14 +97,8 @@ impl Session {
 
     fn detect_losses(&mut self, now: Instant) {
         let rtt = self.rate.rtt().unwrap_or(UNKNOWN_RTT);
-        let patience = match self.reordering_until {
-            // A path that held one back for so long may hold the next back for longer.
-            Some(until) if now < until => {
-                let late = self.lateness.mul_f64(1.25);
-                rtt + (rtt / 4).max(MIN_LATENESS).max(late)
-            }
-            _ => Duration::ZERO,
-        };
+        let late = self.lateness.beyond(now, rtt);
+        let patience = late.map_or(Duration::ZERO, |late| rtt + late);
         // On a short line the answer to one copy is there before the next would leave.
         let gap = self.losses.copy_gap();
         let copies = if rtt > 4 * gap {
